@@ -1,0 +1,18 @@
+"""GCL instead of PCL on phantom; all else as `pcl_phantom.py`, so that budgets are equal.
+
+python -m pclseg.main --config=configs/gcl_phantom.py --workdir=runs/gcl_phantom
+"""
+
+import ml_collections
+
+from pclseg.config import sibling
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; `arg` as in `pcl_phantom.py`."""
+    config = sibling(__file__, "pcl_phantom.py", arg)
+    config.arm = "gcl"
+    config.pretrain.method = dict(
+        name="gcl", temperature=0.1, base_temperature=0.07, views="separate"
+    )
+    return config

@@ -1,0 +1,36 @@
+"""Random augmentation on the device, one recipe a file; `ls` is the list."""
+
+from collections.abc import Callable
+
+import jax
+
+from pclseg.named import make_named
+
+# f(keys [B], images [B, H, W, 1], labels [B, H, W] or None) -> (images, labels)
+Augment = Callable[
+    [jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array | None]
+]
+
+
+def make(name: str, **kwargs: object) -> Augment:
+    """Makes the augmentation of file `augment/<name>.py`.
+
+    Raises:
+        UserError: no such augmentation; the nearest name is given.
+    """
+    return make_named(
+        "augmentation", __name__, __path__, name, hidden={"interpolation"}, **kwargs
+    )
+
+
+def sample_keys(key: jax.Array, row_ids: jax.Array) -> jax.Array:
+    """A random key for every sample, independent of which device or batch holds it.
+
+    Args:
+        key: one key, typed or as raw words.
+        row_ids: [B] integer, the sample's row over all devices.
+
+    Returns:
+        [B] keys.
+    """
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row_ids)

@@ -1,0 +1,208 @@
+"""A Medical Segmentation Decathlon task, or an nnU-Net raw folder, as downloaded.
+
+Expected: imagesTr/, labelsTr/ and, if there, imagesTs/ (unlabelled) and dataset.json.
+Simpson et al. 2019, arXiv 1902.09063. nnU-Net names its channels xx_0000.nii.gz and
+writes the labels of dataset.json the other way round; both forms are read.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pclseg.data.datasets.base import (
+    Case,
+    Dataset,
+    class_names_for,
+    natural_key,
+    nifti_files,
+    num_frames,
+    require_folder,
+    safe_name,
+    scan_label_values,
+    stem,
+)
+from pclseg.errors import UserError
+
+CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net's suffix
+File = tuple[str, Path, Path | None]  # name, image, label
+
+
+def make(
+    *, raw_dir: str | Path, label_values: Sequence[int] = (), channel: int = -1
+) -> Dataset:
+    """The volumes of imagesTr with their labels and, unlabelled, those of imagesTs.
+
+    The patient is the file's stem. A volume of imagesTr without a label is unlabelled.
+
+    Args:
+        raw_dir: the task's folder.
+        label_values: the value in the files of class 0, 1, ...; () takes them from
+            dataset.json or, without one, from the label files, all of which are read.
+        channel: which channel of images that have several (a 4-D file, or one file a
+            channel, _0000 and so on); -1 where they have one.
+
+    Raises:
+        UserError: the folder, a listed image or all labels are missing, a label has no
+            image, images have several channels and none is chosen.
+    """
+    root = require_folder(
+        Path(raw_dir).expanduser(), "a task: imagesTr, labelsTr, dataset.json"
+    )
+    index = _read_index(root / "dataset.json")
+    files = _listed_files(root, index) or _found_files(root, index, channel)
+    cases = [_case(name, image, label, channel) for name, image, label in files]
+    names_by_value = _names_by_value(root / "dataset.json", index.get("labels", {}))
+    label_values = tuple(label_values) or tuple(sorted(names_by_value, key=_zero_first))
+    if not label_values:
+        label_values = scan_label_values(label for _, _, label in files if label)
+    fallback = class_names_for(label_values, ())
+    return Dataset(
+        name=safe_name(root.resolve().name.lower()) or "msd",
+        cases=tuple(cases),
+        class_names=tuple(
+            names_by_value.get(value, name)
+            for value, name in zip(label_values, fallback, strict=True)
+        ),
+        label_values=label_values,
+    )
+
+
+def _zero_first(value: int) -> tuple[bool, int]:
+    return value != 0, value
+
+
+def _read_index(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        index = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is not valid JSON ({error}); mend it, or rename it and the folders"
+            " alone are read."
+        ) from error
+    if not isinstance(index, dict):
+        raise UserError(f"{path} should hold one JSON object; mend or rename it.")
+    return index
+
+
+def _names_by_value(path: Path, labels: dict) -> dict[int, str]:
+    """{value: name} of MSD's {"1": "liver"} and of nnU-Net's {"liver": 1}."""
+    if "ignore" in labels:
+        raise UserError(
+            f"{path} has an 'ignore' label, which is not supported; give its voxels a"
+            " class of their own and take the entry out."
+        )
+    try:
+        if all(str(key).lstrip("-").isdecimal() for key in labels):
+            names = {int(key): str(name) for key, name in labels.items()}
+        else:
+            names = {int(value): str(name) for name, value in labels.items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"'labels' of {path} should pair one whole number with each name; mend it,"
+            " or take it out and the label files are scanned."
+        ) from error
+    return {0: "background", **names} if names else {}
+
+
+def _listed_files(root: Path, index: dict) -> list[File]:
+    """The files that an MSD dataset.json lists; [] where it lists none (nnU-Net)."""
+    training, test = index.get("training", ()), index.get("test", ())
+    files: list[File] = []
+    for entry in training:
+        if not isinstance(entry, dict) or not {"image", "label"} <= entry.keys():
+            raise UserError(
+                f"{root / 'dataset.json'}: an entry of 'training' is {entry!r};"
+                ' expected {"image": "./imagesTr/x.nii.gz",'
+                ' "label": "./labelsTr/x.nii.gz"}.'
+            )
+        image = root / entry["image"]
+        files.append((stem(image), image, root / entry["label"]))
+    for entry in test if training else ():
+        image = root / (entry["image"] if isinstance(entry, dict) else entry)
+        files.append((stem(image), image, None))
+    missing = [image for _, image, _ in files if not image.is_file()]
+    if missing:
+        raise UserError(
+            f"{root / 'dataset.json'} lists {missing[0]}, which does not exist"
+            f" ({len(missing)} such images); unpack the task again or take the entry"
+            " out."
+        )
+    return sorted(files, key=lambda file: natural_key(file[0]))
+
+
+def _found_files(root: Path, index: dict, channel: int) -> list[File]:
+    """The files of imagesTr, with those of labelsTr, then those of imagesTs."""
+    labels = {stem(path): path for path in nifti_files(root / "labelsTr")}
+    paths = nifti_files(require_folder(root / "imagesTr", "the task's images"))
+    if not paths:
+        raise UserError(f"{root / 'imagesTr'} holds no .nii.gz or .nii file.")
+    stems = {stem(path) for path in paths}
+    bases = {CHANNEL.sub("", name) for name in stems}
+    suffixed = "channel_names" in index or (
+        labels and not stems & labels.keys() and labels.keys() <= bases
+    )
+    gather = _by_case if suffixed else lambda paths, _: {stem(p): p for p in paths}
+    train = gather(paths, channel)
+    test = gather(nifti_files(root / "imagesTs"), channel)
+    without_image = sorted(labels.keys() - train.keys(), key=natural_key)
+    if without_image:
+        name = without_image[0]
+        raise UserError(
+            f"{labels[name]} has no image: expected {root / 'imagesTr' / name}.nii.gz;"
+            " add it or take the label out."
+        )
+    files: list[File] = [(name, path, labels.get(name)) for name, path in train.items()]
+    return files + [(name, path, None) for name, path in test.items()]
+
+
+def _by_case(paths: list[Path], channel: int) -> dict[str, Path]:
+    """{case: image} of the chosen one of nnU-Net's xx_0000.nii.gz, xx_0001.nii.gz."""
+    channels: dict[str, dict[int, Path]] = {}
+    for path in paths:
+        found = CHANNEL.search(stem(path))
+        if not found:
+            raise UserError(
+                f"{path} should end in its channel, {stem(path)}_0000.nii.gz, as the"
+                " other images do; rename it."
+            )
+        name = CHANNEL.sub("", stem(path))
+        channels.setdefault(name, {})[int(found[1])] = path
+    for name, files in channels.items():
+        if channel < 0 and len(files) > 1:
+            raise UserError(
+                f"{name} has {len(files)} channels ({sorted(files)}); choose one with"
+                " config.data.options.channel=0."
+            )
+        if max(channel, 0) not in files:
+            raise UserError(
+                f"config.data.options.channel is {channel}, but {name} has the channels"
+                f" {sorted(files)}."
+            )
+    return {name: files[max(channel, 0)] for name, files in channels.items()}
+
+
+def _case(name: str, image: Path, label: Path | None, channel: int) -> Case:
+    """One case; a channel of a 4-D image is read like one of its frames."""
+    channels = num_frames(image)
+    if channels > 1 and channel < 0:
+        raise UserError(
+            f"{image} has {channels} channels; choose one with"
+            " config.data.options.channel=0."
+        )
+    if channel >= channels > 1:
+        raise UserError(
+            f"config.data.options.channel is {channel}, but {image} has {channels}"
+            " channels, counted from 0."
+        )
+    name = safe_name(name)
+    return Case(
+        name=name,
+        patient=name,
+        frame="",
+        image_path=image,
+        label_path=label,
+        time_index=channel if channels > 1 else None,
+    )

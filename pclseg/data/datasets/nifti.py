@@ -1,0 +1,293 @@
+"""The user's own NIfTI files, found by patterns, without renaming or moving any."""
+
+import csv
+import difflib
+import glob
+import os
+import re
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+
+from pclseg.data.datasets.base import (
+    Case,
+    Dataset,
+    class_names_for,
+    is_nifti,
+    natural_key,
+    nifti_files,
+    num_frames,
+    require_folder,
+    safe_name,
+    scan_label_values,
+    stem,
+)
+from pclseg.errors import UserError
+
+OPTION = "config.data.options"
+CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net ends the names of images in the channel
+# Words that say what a file is, not which case it shows.
+ROLES = frozenset(
+    "image images img imgs im imagestr imagests imagesva volume volumes vol scan scans"
+    " label labels labelstr labelsts labelsva lbl lab seg dseg segs segmentation"
+    " segmentations mask masks gt groundtruth ground truth manual annotation".split()
+)
+Key = Callable[[Path], Hashable]
+
+
+def make(
+    *,
+    raw_dir: str | Path,
+    images: str | Sequence[str],
+    labels: str | Sequence[str] = "",
+    match: str = "",
+    patient: str = "",
+    patient_csv: str = "",
+    label_values: Sequence[int] = (),
+    class_names: Sequence[str] = (),
+) -> Dataset:
+    """The volumes that patterns find; those that no label matches are unlabelled.
+
+    A label belongs to the image of the same name. Names may differ in nnU-Net's channel
+    (x_0000 and x), in words such as image, label, seg or gt (x_image and x_label), and
+    where files of all cases are called alike, the folders count (x/image and x/label).
+    A 4-D image is the frames of one patient, labelled by a 4-D label.
+
+    Args:
+        raw_dir: the folder that relative patterns and `patient_csv` start from.
+        images: a pattern such as "images/*.nii.gz" or "**/t2.nii.gz", or several.
+        labels: likewise; "" where nothing is labelled.
+        match: regular expression searched in the path of images and labels; its groups
+            are what both share. "" matches names as above.
+        patient: regular expression searched in the path of an image; its group
+            `patient`, or its first, is the patient. "" takes each file for a patient.
+        patient_csv: a file with the columns file and patient, instead of `patient`.
+        label_values: the value in the files of class 0, 1, ...; () reads all labels.
+        class_names: one for each value, the background first; () makes them up.
+
+    Raises:
+        UserError: a pattern that finds nothing, a label that matches no image or
+            several, an image without a patient, frames that do not pair up.
+    """
+    root = require_folder(Path(raw_dir).expanduser(), "where the patterns start")
+    label_paths = _find(root, labels, "labels") if labels else []
+    image_paths = [
+        path for path in _find(root, images, "images") if path not in set(label_paths)
+    ]
+    if not image_paths:
+        raise UserError(
+            f"{OPTION}.images finds only files that {OPTION}.labels finds too; make the"
+            " patterns differ."
+        )
+    label_of, clean = _match(root, image_paths, label_paths, match)
+    names = _names(root, image_paths, clean)
+    patient_of = _patients(root, patient, patient_csv)
+    cases: list[Case] = []
+    for path in image_paths:
+        name = names[path]
+        person = patient_of(path) if patient or patient_csv else name
+        cases.extend(_frames(name, person, path, label_of.get(path)))
+    values = tuple(label_values) or scan_label_values(label_paths)
+    return Dataset(
+        name="nifti",
+        cases=tuple(cases),
+        class_names=class_names_for(values, class_names),
+        label_values=values,
+    )
+
+
+def _find(root: Path, patterns: str | Sequence[str], option: str) -> list[Path]:
+    """The NIfTI files that the patterns find, each once, in natural order."""
+    found: set[Path] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        pattern = os.path.expanduser(pattern)
+        if (root / pattern).is_dir():
+            paths = nifti_files(root / pattern)
+        else:
+            hits = glob.glob(pattern, root_dir=root, recursive=True)
+            paths = [root / hit for hit in hits if is_nifti(root / hit)]
+        if not paths:
+            raise UserError(
+                f"{OPTION}.{option}: {pattern!r} finds no .nii.gz or .nii file from"
+                f" {root}; mend the pattern or config.data.raw_dir."
+            )
+        found.update(paths)
+    return sorted(found, key=lambda path: natural_key(_relative(path, root)))
+
+
+def _relative(path: Path, root: Path) -> str:
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def _compile(pattern: str, option: str) -> re.Pattern[str]:
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"{OPTION}.{option} is not a regular expression: {pattern!r} ({error})."
+        ) from error
+    if not regex.groups:
+        raise UserError(
+            f"{OPTION}.{option} is {pattern!r}, without a group; put brackets round the"
+            r" part that counts, such as '(sub-\d+)'."
+        )
+    return regex
+
+
+def _match(
+    root: Path, images: list[Path], labels: list[Path], pattern: str
+) -> tuple[dict[Path, Path], Callable[[Path], str]]:
+    """({image: label}, what of an image's name is its case's name).
+
+    The first rule that gives every label an image of its own is taken; if none does,
+    the one that comes nearest to it is reported.
+    """
+
+    def channelless(path: Path) -> str:
+        return CHANNEL.sub("", stem(path))
+
+    def words(path: Path) -> Hashable:
+        return _words(stem(path))
+
+    def folder_words(path: Path) -> Hashable:
+        return _words(_relative(path.with_name(stem(path)), root))
+
+    rules: list[tuple[Key, Key, Callable[[Path], str]]] = [
+        (stem, stem, stem),
+        (channelless, stem, channelless),
+        (words, words, stem),
+        (folder_words, folder_words, stem),
+    ]
+    if pattern:
+        regex = _compile(pattern, "match")
+
+        def groups(path: Path) -> Hashable:
+            found = regex.search(_relative(path, root))
+            return found.groups() if found else path
+
+        rules = [(groups, groups, stem)]
+    faults: list[list[str]] = []
+    for image_key, label_key, clean in rules:
+        pairs, wrong = _pair(images, labels, image_key, label_key)
+        if not wrong:
+            return pairs, clean
+        faults.append(wrong)
+    fewest = min(faults, key=len)
+    others = f" (and {len(fewest) - 1} more)" if len(fewest) > 1 else ""
+    raise UserError(
+        f"{fewest[0]}{others}; narrow the patterns, or set {OPTION}.match to a regular"
+        " expression whose group is what the names of an image and its label share."
+    )
+
+
+def _words(text: str) -> Hashable:
+    """The words and numbers of a name, without those that say what the file is."""
+    parts = re.findall(r"[^\W\d_]+|\d+", text.lower())
+    return tuple(part for part in parts if part not in ROLES)
+
+
+def _pair(
+    images: list[Path], labels: list[Path], image_key: Key, label_key: Key
+) -> tuple[dict[Path, Path], list[str]]:
+    """({image: label}, one line for each label that has no image of its own)."""
+    images_of: dict[Hashable, list[Path]] = {}
+    for image in images:
+        images_of.setdefault(image_key(image), []).append(image)
+    pairs: dict[Path, Path] = {}
+    wrong = []
+    for label in labels:
+        found = images_of.get(label_key(label), [])
+        if not found:
+            near = difflib.get_close_matches(
+                str(label), map(str, images), n=1, cutoff=0
+            )
+            wrong.append(f"label {label} matches no image (the nearest is {near[0]})")
+        elif len(found) > 1:
+            wrong.append(f"label {label} matches both {found[0]} and {found[1]}")
+        elif found[0] in pairs:
+            wrong.append(f"labels {pairs[found[0]]} and {label} both match {found[0]}")
+        else:
+            pairs[found[0]] = label
+    return pairs, wrong
+
+
+def _names(
+    root: Path, images: list[Path], clean: Callable[[Path], str]
+) -> dict[Path, str]:
+    """A name for each image: the file's, or with its folders where names repeat."""
+    names = {path: safe_name(clean(path)) for path in images}
+    if len(set(names.values())) == len(images):
+        return names
+    return {p: safe_name(_relative(p.with_name(clean(p)), root)) for p in images}
+
+
+def _patients(root: Path, pattern: str, table: str) -> Callable[[Path], str]:
+    """The function from an image's path to its patient."""
+    if pattern and table:
+        raise UserError(
+            f"set one of {OPTION}.patient and {OPTION}.patient_csv, not both."
+        )
+    if table:
+        return _patients_of_table(root, root / Path(table).expanduser())
+    regex = _compile(pattern, "patient") if pattern else None
+
+    def of_path(path: Path) -> str:
+        found = regex.search(_relative(path, root)) if regex else None
+        if not found:
+            raise UserError(f"{OPTION}.patient: {pattern!r} finds nothing in {path}.")
+        return found["patient" if "patient" in found.groupdict() else 1]
+
+    return of_path
+
+
+def _patients_of_table(root: Path, table: Path) -> Callable[[Path], str]:
+    if not table.is_file():
+        raise UserError(f"{OPTION}.patient_csv: there is no file {table}.")
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if not {"file", "patient"} <= set(reader.fieldnames or ()):
+        raise UserError(
+            f"{table} needs the columns file and patient in its first line."
+        )
+    patient_of: dict[str, str] = {}
+    for row in rows:
+        if patient_of.setdefault(row["file"], row["patient"]) != row["patient"]:
+            raise UserError(f"{table} gives {row['file']} two patients; keep one row.")
+
+    def of_path(path: Path) -> str:
+        for key in (_relative(path, root), str(path), path.name, stem(path)):
+            if patient_of.get(key):
+                return patient_of[key]
+        raise UserError(
+            f"{table} has no patient for {path}; add a row for {path.name}."
+        )
+
+    return of_path
+
+
+def _frames(name: str, patient: str, image: Path, label: Path | None) -> list[Case]:
+    """One case for a 3-D file, one for each frame of a 4-D file."""
+    count = num_frames(image)
+    if label is not None and num_frames(label) != count:
+        raise UserError(
+            f"{image} has {count} frame(s) and its label {label} has"
+            f" {num_frames(label)}; give each frame its label."
+        )
+    if count == 1:
+        return [
+            Case(
+                name=name, patient=patient, frame="", image_path=image, label_path=label
+            )
+        ]
+    digits = max(2, len(str(count - 1)))
+    return [
+        Case(
+            name=f"{name}_frame{index:0{digits}d}",
+            patient=patient,
+            frame=f"{index:0{digits}d}",
+            image_path=image,
+            label_path=label,
+            time_index=index,
+        )
+        for index in range(count)
+    ]

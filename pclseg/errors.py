@@ -1,0 +1,9 @@
+"""The one exception for what a user can cause and mend."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; shown as one line, exit code 1.
+
+    The message says what is wrong, in which file or config key, what was expected
+    and what to do next.
+    """

@@ -1,0 +1,1 @@
+"""Metrics, inference over volumes and per-case rows."""

@@ -1,0 +1,1 @@
+"""Pure jnp losses: arrays in, values per item out."""

@@ -1,0 +1,89 @@
+"""Contrastive losses over embeddings; which keys are positives is an argument."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def unit_length(embedding: Array, *, eps: float = 1e-8) -> Array:
+    """Scales every vector to length 1: z / max(|z|, eps).
+
+    Args:
+        embedding: [..., D] float.
+        eps: smallest length divided by; the zero vector stays zero, with a finite
+            gradient.
+
+    Returns:
+        [..., D] float32 (float64 for float64).
+    """
+    embedding = _at_least_float32(embedding)
+    squared = jnp.sum(jnp.square(embedding), axis=-1, keepdims=True)
+    long = squared > eps * eps
+    # The square root must not see a zero, not even where its result is thrown away.
+    length = jnp.where(long, jnp.sqrt(jnp.where(long, squared, 1.0)), eps)
+    return embedding / length
+
+
+def info_nce(
+    anchors: Array,
+    keys: Array,
+    positives: Array,
+    ignored: Array,
+    *,
+    temperature: float,
+    base_temperature: float,
+) -> Array:
+    """InfoNCE for anchors with any number of positives.
+
+    loss_a = -(temperature / base_temperature)
+             * mean_{p in P(a)} log softmax_{k not ignored by a}(a . k / temperature)[p]
+    Khosla et al. 2020, arXiv 2004.11362 ("out" form); the constant factor is that of
+    the code of Zeng et al. 2021, arXiv 2106.09157. No gradient is stopped.
+
+    Args:
+        anchors: [N, D] float, unit length.
+        keys: [M, D] float, unit length; the rows of all devices when there are several.
+        positives: [N, M] bool, True where the key is a positive of the anchor.
+        ignored: [N, M] bool, True where the key takes no part, as the anchor itself.
+        temperature: of the softmax, > 0.
+        base_temperature: > 0; equal to `temperature` for the plain mean.
+
+    Returns:
+        [N] float32 (float64 for float64), one loss per anchor; 0, with gradient 0, for
+        an anchor without positives.
+    """
+    similarity = jnp.matmul(
+        _at_least_float32(anchors), _at_least_float32(keys).T, precision="highest"
+    )
+    logits = similarity / temperature  # [N, M]
+    # A row without any key would be log 0; it has no positive, so any value will do.
+    absent = ignored & ~jnp.all(ignored, axis=-1, keepdims=True)
+    logits = jnp.where(absent, -jnp.inf, logits)
+    logits -= jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    log_prob = logits - jnp.log(jnp.sum(jnp.exp(logits), axis=-1, keepdims=True))
+    positives = positives & ~ignored
+    total = jnp.sum(jnp.where(positives, log_prob, 0.0), axis=-1)
+    count = jnp.maximum(jnp.sum(positives, axis=-1), 1)
+    return -(temperature / base_temperature) * total / count
+
+
+def collapse_value(
+    num_embeddings: int, *, temperature: float, base_temperature: float
+) -> float:
+    """The loss of a collapsed embedding, where all similarities are equal.
+
+    (temperature / base_temperature) * log(num_embeddings - 1), whoever is a positive.
+
+    Args:
+        num_embeddings: anchors that see each other, two a slice of the global batch.
+        temperature: as in `info_nce`.
+        base_temperature: as in `info_nce`.
+    """
+    return temperature / base_temperature * math.log(num_embeddings - 1)
+
+
+def _at_least_float32(array: Array) -> Array:
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))

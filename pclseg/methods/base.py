@@ -1,0 +1,61 @@
+"""The contract between a method and the trainer."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+
+from pclseg.state import TrainState, Tree
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+
+
+class Aux(NamedTuple):
+    """What a loss returns beside its value.
+
+    Attributes:
+        model_state: batch statistics after this step; averaged over devices.
+        method_state: queue, prototypes, ...; must be equal on all devices.
+        metrics: float scalars to log; averaged over devices.
+    """
+
+    model_state: Tree
+    method_state: Tree
+    metrics: Mapping[str, Array]
+
+
+def _unchanged(state: TrainState) -> TrainState:
+    return state
+
+
+def _nothing_to_say(metrics: Mapping[str, float]) -> str | None:
+    del metrics
+    return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """A training method: what to initialise, what to minimise, what to do after a step.
+
+    Attributes:
+        batch_keys: keys of the batch contract that `loss` reads; checked once.
+        init: (key, batch) -> (params, model_state, method_state).
+        loss: (params, state, batch, key) -> (scalar, Aux). Inside a pmapped step the batch
+            holds this device's rows; `parallel` gives what lies on the others.
+        after_step: state -> state, after the optimiser, e.g. the EMA of a teacher.
+        predict: (state, images [B, H, W, 1]) -> logits [B, H, W, K], or None.
+        embed: (state, images [B, H, W, 1]) -> embedding [B, D] unit length, or None.
+        positives: batch without images -> number of positives of every anchor, or None.
+        diagnose: logged metrics -> a warning for the user, or None.
+    """
+
+    batch_keys: frozenset[str]
+    init: Callable[[Array, Batch], tuple[Tree, Tree, Tree]]
+    loss: Callable[[Tree, TrainState, Batch, Array], tuple[Array, Aux]]
+    after_step: Callable[[TrainState], TrainState] = _unchanged
+    predict: Callable[[TrainState, Array], Array] | None = None
+    embed: Callable[[TrainState, Array], Array] | None = None
+    positives: Callable[[Batch], Array] | None = None
+    diagnose: Callable[[Mapping[str, float]], str | None] = _nothing_to_say

@@ -1,0 +1,48 @@
+"""Supervised segmentation: pixel-wise cross entropy on labelled slices."""
+
+from typing import Any
+
+from pclseg import parallel
+from pclseg.augment import Augment, sample_keys
+from pclseg.losses.segmentation import cross_entropy
+from pclseg.methods.base import Array, Aux, Batch, Method
+from pclseg.state import TrainState, Tree
+
+
+def make(*, model: Any, augment: Augment, axis_name: str | None) -> Method:
+    """Unweighted cross entropy, mean over all pixels of the batch, background included.
+
+    The fine-tuning of Zeng et al. 2021, arXiv 2106.09157, and, from fresh weights, its
+    baseline.
+
+    Args:
+        model: images [B, H, W, 1] -> logits [B, H, W, K], with batch statistics.
+        augment: moves images and labels alike.
+        axis_name: of the pmapped step, or None.
+    """
+
+    def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
+        variables = model.init(key, batch["image"], train=False)
+        return variables["params"], {"batch_stats": variables["batch_stats"]}, {}
+
+    def loss(
+        params: Tree, state: TrainState, batch: Batch, key: Array
+    ) -> tuple[Array, Aux]:
+        rows = parallel.row_ids(len(batch["image"]), axis_name)
+        images, labels = augment(sample_keys(key, rows), batch["image"], batch["label"])
+        logits, model_state = model.apply(
+            {"params": params, **state.model_state},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        value = cross_entropy(logits, labels).mean()
+        return value, Aux(model_state, state.method_state, {})
+
+    def predict(state: TrainState, images: Array) -> Array:
+        variables = {"params": state.params, **state.model_state}
+        return model.apply(variables, images, train=False)
+
+    return Method(
+        batch_keys=frozenset({"image", "label"}), init=init, loss=loss, predict=predict
+    )

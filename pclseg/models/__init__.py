@@ -1,0 +1,32 @@
+"""Networks by name."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from pclseg.errors import UserError
+from pclseg.models import unet2d
+from pclseg.named import checked_call
+
+_MODELS: dict[str, type[nn.Module]] = {
+    "unet2d": unet2d.UNet2D,
+    "unet2d_contrast": unet2d.UNet2DContrast,
+}
+_DTYPES = ("float32", "bfloat16")
+
+
+def make(name: str, **kwargs: Any) -> nn.Module:
+    """The network called `name`; `kwargs` are the fields of its class.
+
+    Raises:
+        UserError: for an unknown name, setting or compute dtype.
+    """
+    if name not in _MODELS:
+        known = ", ".join(sorted(_MODELS))
+        raise UserError(f"model.name is {name!r}; known models are: {known}.")
+    if kwargs.get("dtype", "float32") not in _DTYPES:
+        known = ", ".join(_DTYPES)
+        raise UserError(
+            f"model.dtype is {kwargs['dtype']!r}; expected one of: {known}."
+        )
+    return checked_call(_MODELS[name], f"model {name!r}", **kwargs)

@@ -1,0 +1,51 @@
+"""What stands on top of the encoder or the decoder."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pclseg.models import layers
+
+Array = jax.Array
+
+
+class ProjectionHead(nn.Module):
+    """Global average, dense layer, ReLU, dense layer; all in float32.
+
+    Attributes:
+        out_dim: dimension of the embedding.
+    """
+
+    out_dim: int
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        """[B, H, W, C] of any float dtype -> [B, out_dim] float32, not of unit length."""
+        channels = features.shape[-1]
+        x = features.astype(jnp.float32).mean(axis=(1, 2))
+        x = layers.dense(channels, fan_in=channels, name="dense1")(x)
+        return layers.dense(self.out_dim, fan_in=channels, name="dense2")(nn.relu(x))
+
+
+class Logits(nn.Module):
+    """1 x 1 convolution without bias, accumulated and returned in float32.
+
+    Attributes:
+        num_classes: K, background included.
+        dtype: of the factors.
+    """
+
+    num_classes: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        """[B, H, W, C] -> [B, H, W, K] float32."""
+        shape = (features.shape[-1], self.num_classes)
+        kernel = self.param("kernel", layers.conv_init, shape, jnp.float32)
+        return jnp.tensordot(
+            features.astype(self.dtype),
+            kernel.astype(self.dtype),
+            axes=1,
+            preferred_element_type=jnp.float32,
+        )

@@ -1,0 +1,190 @@
+"""The 2-D U-Net of Zeng et al. 2021, arXiv 2106.09157, as their code builds it.
+
+Four levels of two convolutions with batch normalisation and leaky ReLU; a centre without
+normalisation and with plain ReLU. `width` is the number of channels of the first level.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pclseg.models import layers
+from pclseg.models.heads import Logits, ProjectionHead
+
+Array = jax.Array
+
+_LEVELS = 4
+MULTIPLE = 2**_LEVELS  # height and width must be multiples of this
+
+
+class ConvBlock(nn.Module):
+    """Twice: 3 x 3 convolution, batch normalisation, leaky ReLU."""
+
+    features: int
+    dtype: str
+    bn_groups: int
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """[B, H, W, C] -> [B, H, W, features] of `dtype`."""
+        for i in (1, 2):
+            x = layers.conv3x3(self.features, dtype=self.dtype, name=f"conv{i}")(x)
+            norm = layers.BatchNorm(
+                self.dtype, self.bn_groups, self.axis_name, name=f"norm{i}"
+            )
+            x = layers.leaky_relu(norm(x, train=train))
+        return x
+
+
+class Encoder(nn.Module):
+    """The contracting path with the centre."""
+
+    width: int
+    dtype: str
+    bn_groups: int
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(
+        self, images: Array, *, train: bool
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """Features of every scale.
+
+        Args:
+            images: [B, H, W, 1] float, H and W multiples of 16.
+            train: whether to normalise by the batch and move the running averages.
+
+        Returns:
+            The centre, [B, H/16, W/16, 16 width], and the skips of levels 1 to 4, level i
+            being [B, H / 2^(i-1), W / 2^(i-1), 2^(i-1) width]; all of `dtype`.
+
+        Raises:
+            ValueError: if H or W is no multiple of 16.
+        """
+        height, width = images.shape[1:3]
+        if height % MULTIPLE or width % MULTIPLE:
+            raise ValueError(
+                f"images are {height} x {width} pixels; the U-Net expects height and width"
+                f" to be multiples of {MULTIPLE}. Choose the crop size so."
+            )
+        x = images.astype(self.dtype)
+        skips = []
+        for level in range(1, _LEVELS + 1):
+            features = self.width * 2 ** (level - 1)
+            block = ConvBlock(
+                features,
+                self.dtype,
+                self.bn_groups,
+                self.axis_name,
+                name=f"level{level}",
+            )
+            x = block(x, train=train)
+            skips.append(x)
+            x = layers.max_pool(x)
+        return Centre(self.width * MULTIPLE, self.dtype, name="centre")(x), tuple(skips)
+
+
+class Centre(nn.Module):
+    """Twice: 3 x 3 convolution, ReLU; no normalisation."""
+
+    features: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, H, W, features] of `dtype`."""
+        for i in (1, 2):
+            x = layers.conv3x3(self.features, dtype=self.dtype, name=f"conv{i}")(x)
+            x = nn.relu(x)
+        return x
+
+
+class Decoder(nn.Module):
+    """The expanding path with the classifier of pixels."""
+
+    width: int
+    num_classes: int
+    dtype: str
+    bn_groups: int
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(
+        self, centre: Array, skips: tuple[Array, ...], *, train: bool
+    ) -> Array:
+        """What the encoder returns -> logits [B, H, W, num_classes] float32."""
+        x = centre
+        for level in range(_LEVELS, 0, -1):
+            features = self.width * 2 ** (level - 1)
+            x = layers.UpConv(features, self.dtype, name=f"up{level}")(x)
+            x = jnp.concatenate([x, skips[level - 1]], axis=-1)
+            block = ConvBlock(
+                features,
+                self.dtype,
+                self.bn_groups,
+                self.axis_name,
+                name=f"level{level}",
+            )
+            x = block(x, train=train)
+        return Logits(self.num_classes, self.dtype, name="logits")(x)
+
+
+class UNet2D(nn.Module):
+    """U-Net for segmentation.
+
+    Attributes:
+        width: channels of the first level.
+        num_classes: K, background included.
+        dtype: "float32" or "bfloat16", of the computation.
+        bn_groups: see `layers.BatchNorm`.
+        axis_name: of the device axis, or None.
+    """
+
+    width: int
+    num_classes: int
+    dtype: str
+    bn_groups: int
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool) -> Array:
+        """[B, H, W, 1] float, H and W multiples of 16 -> logits [B, H, W, K] float32.
+
+        With `train`, apply with `mutable=["batch_stats"]`.
+        """
+        shared = (self.dtype, self.bn_groups, self.axis_name)
+        encoder = Encoder(self.width, *shared, name="encoder")
+        centre, skips = encoder(images, train=train)
+        decoder = Decoder(self.width, self.num_classes, *shared, name="decoder")
+        return decoder(centre, skips, train=train)
+
+
+class UNet2DContrast(nn.Module):
+    """Encoder of the U-Net and a projection head, for pre-training.
+
+    Attributes:
+        width: channels of the first level.
+        out_dim: D, dimension of the embedding.
+        dtype: "float32" or "bfloat16", of the computation of the encoder.
+        bn_groups: see `layers.BatchNorm`.
+        axis_name: of the device axis, or None.
+    """
+
+    width: int
+    out_dim: int
+    dtype: str
+    bn_groups: int
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool) -> Array:
+        """[B, H, W, 1] float, H and W multiples of 16 -> [B, D] float32, of any length.
+
+        With `train`, apply with `mutable=["batch_stats"]`.
+        """
+        encoder = Encoder(
+            self.width, self.dtype, self.bn_groups, self.axis_name, name="encoder"
+        )
+        centre, _ = encoder(images, train=train)
+        return ProjectionHead(self.out_dim, name="head")(centre)

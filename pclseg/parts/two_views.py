@@ -1,0 +1,141 @@
+"""Contrastive learning of slice embeddings from two views; who is a positive is given."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pclseg import parallel
+from pclseg.augment import Augment, sample_keys
+from pclseg.errors import UserError
+from pclseg.losses.contrastive import collapse_value, info_nce, unit_length
+from pclseg.methods.base import Array, Aux, Batch, Method
+from pclseg.state import TrainState, Tree
+
+# (attributes of the anchors, attributes of the keys) -> [N, M] bool
+Positives = Callable[[Mapping[str, Array], Mapping[str, Array]], Array]
+
+
+def two_views(
+    *,
+    model: Any,
+    augment: Augment,
+    positives: Positives,
+    attributes: frozenset[str],
+    temperature: float,
+    base_temperature: float,
+    views: str,
+    axis_name: str | None,
+) -> Method:
+    """The method shared by SimCLR, GCL and PCL, which differ in `positives` only.
+
+    Every slice of the batch is augmented twice; each of the 2B embeddings is an anchor, and
+    those of all devices are its keys. Zeng et al. 2021, arXiv 2106.09157; SupCon form.
+
+    Args:
+        model: images [B, H, W, 1] -> embedding [B, D], with batch statistics.
+        augment: per-sample random views.
+        positives: which keys belong to which anchors, from the attributes of their slices;
+            the attribute "row" is the number of the slice in the global batch.
+        attributes: batch keys that `positives` reads.
+        temperature: of the softmax, > 0.
+        base_temperature: the loss is multiplied by temperature / base_temperature.
+        views: "separate", one forward pass a view with its own batch statistics (the
+            authors' way), or "concat", one pass over both.
+        axis_name: of the pmapped step, or None.
+
+    Raises:
+        UserError: a temperature that is not positive, or unknown `views`.
+    """
+    for name, value in (
+        ("temperature", temperature),
+        ("base_temperature", base_temperature),
+    ):
+        if not value > 0:
+            raise UserError(f"method.{name} is {value}; expected > 0.")
+    if views not in ("separate", "concat"):
+        raise UserError(f"method.views is {views!r}; expected 'separate' or 'concat'.")
+
+    def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
+        variables = model.init(key, batch["image"], train=False)
+        return variables["params"], {"batch_stats": variables["batch_stats"]}, {}
+
+    def about_views(rows: Array, batch: Batch) -> dict[str, Array]:
+        about = {"row": rows, **{name: batch[name] for name in attributes}}
+        return {name: jnp.concatenate([value, value]) for name, value in about.items()}
+
+    def count_positives(batch: Batch) -> Array:
+        about = about_views(jnp.arange(len(batch["index"])), batch)
+        return positives(about, about).sum(axis=-1) - 1  # without the anchor itself
+
+    def embed_views(params: Tree, model_state: Tree, pair: tuple[Array, Array]) -> Any:
+        passes = pair if views == "separate" else (jnp.concatenate(pair),)
+        embeddings = []
+        for images in passes:
+            z, model_state = model.apply(
+                {"params": params, **model_state},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            embeddings.append(z)
+        return unit_length(jnp.concatenate(embeddings)), model_state
+
+    def loss(
+        params: Tree, state: TrainState, batch: Batch, key: Array
+    ) -> tuple[Array, Aux]:
+        rows = parallel.row_ids(len(batch["image"]), axis_name)
+        first, second = (
+            augment(sample_keys(view_key, rows), batch["image"], None)[0]
+            for view_key in jax.random.split(key)
+        )
+        anchors, model_state = embed_views(params, state.model_state, (first, second))
+        about = about_views(rows, batch)
+        keys, about_keys = parallel.all_gather((anchors, about), axis_name)
+        anchor_ids = parallel.row_ids(len(anchors), axis_name)
+        is_self = anchor_ids[:, None] == jnp.arange(len(keys))[None, :]
+        positive = positives(about, about_keys)
+        value = info_nce(
+            anchors,
+            keys,
+            positive,
+            is_self,
+            temperature=temperature,
+            base_temperature=base_temperature,
+        ).mean()
+        collapsed = collapse_value(
+            len(keys), temperature=temperature, base_temperature=base_temperature
+        )
+        metrics = {
+            "positives": (positive & ~is_self).sum(axis=-1).mean(dtype=jnp.float32),
+            "embedding_std": jax.lax.stop_gradient(keys).std(axis=0).mean()
+            * keys.shape[-1] ** 0.5,
+            "collapse_gap": jnp.abs(
+                parallel.all_mean(jax.lax.stop_gradient(value), axis_name) - collapsed
+            ),
+        }
+        return value, Aux(model_state, state.method_state, metrics)
+
+    def embed(state: TrainState, images: Array) -> Array:
+        variables = {"params": state.params, **state.model_state}
+        return unit_length(model.apply(variables, images, train=False))
+
+    return Method(
+        batch_keys=frozenset({"image"}) | attributes,
+        init=init,
+        loss=loss,
+        embed=embed,
+        positives=count_positives,
+        diagnose=warn_of_collapse,
+    )
+
+
+def warn_of_collapse(metrics: Mapping[str, float]) -> str | None:
+    """A warning when the loss sits at the value of a collapsed embedding."""
+    if metrics["collapse_gap"] > 1e-3:
+        return None
+    return (
+        "the loss is that of a collapsed embedding (all similarities equal): try"
+        " optimizer.warmup_steps, a lower optimizer.peak_lr or a larger batch."
+    )

@@ -1,0 +1,346 @@
+"""PNG figures of a run: curves, overlays, what the embedding knows of position."""
+
+import csv
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pclseg.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito 2008: told apart by all common kinds of colour vision, and on grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Without the blue and green that drown in dark tissue.
+CONTOUR_COLOURS = ("#F0E442", "#56B4E9", "#D55E00", "#CC79A7", "#009E73", "#E69F00")
+LINE_STYLES = ("-", "--", ":", "-.")
+MARKERS = "osD^vP"
+DPI = 120
+MOST_IN_LEGEND = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Overlay:
+    """One case to be drawn; all arrays in the prepared grid.
+
+    Attributes:
+        role: what it is shown for, e.g. "worst".
+        case: its name.
+        dice: mean over the classes, or NaN.
+        image: [Z, H, W] float.
+        label: [Z, H, W] class ids.
+        prediction: [Z, H, W] class ids.
+        spacing: (z, y, x) mm.
+    """
+
+    role: str
+    case: str
+    dice: float
+    image: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+    spacing: tuple[float, float, float]
+
+
+def training_curves(
+    path: str | Path,
+    sources: Mapping[str, Sequence[str | Path]],
+    *,
+    columns: Mapping[str, str],
+) -> None:
+    """One panel per column over the optimizer step, one line per arm.
+
+    Several files of an arm (folds, seeds) make the line of their mean over the steps
+    that all of them have, in a band from the least to the greatest.
+
+    Args:
+        path: PNG to write.
+        sources: {arm: CSV files with a column "step"}; empty cells are passed over.
+        columns: {column: axis label with unit}. An arm without the column has no line.
+
+    Raises:
+        UserError: a file cannot be read, or no file has one of the columns.
+    """
+    tables = {arm: [_read_rows(Path(f)) for f in fs] for arm, fs in sources.items()}
+    figure = _figure(5.0 * len(columns), 3.6)
+    all_axes = np.atleast_1d(figure.subplots(1, len(columns)))
+    for axes, (column, axis_label) in zip(all_axes, columns.items(), strict=True):
+        drawn = False
+        for number, (arm, runs) in enumerate(tables.items()):
+            series = [s for s in (_series(rows, column) for rows in runs) if s]
+            steps = sorted(set.intersection(*map(set, series))) if series else []
+            if not steps:
+                continue
+            values = np.array([[s[step] for step in steps] for s in series])
+            style = _line_style(number) | {"marker": "." if len(steps) < 30 else None}
+            name = arm if len(values) == 1 else f"{arm} (mean, range of {len(values)})"
+            axes.plot(steps, values.mean(axis=0), label=name, **style)
+            if len(values) > 1:
+                low, high = values.min(axis=0), values.max(axis=0)
+                axes.fill_between(
+                    steps, low, high, color=style["color"], alpha=0.2, linewidth=0
+                )
+            drawn = True
+        if not drawn:
+            known = sorted({key for t in tables.values() for r in t for key in r[0]})
+            raise UserError(
+                f"no file of {', '.join(sources)} has numbers in the column {column!r};"
+                f" the columns are: {', '.join(known)}."
+            )
+        axes.set(xlabel="optimizer step", ylabel=axis_label)
+        _plain(axes)
+        axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def overlays(
+    path: str | Path,
+    cases: Sequence[Overlay],
+    class_names: Sequence[str],
+    *,
+    num_slices: int = 4,
+) -> None:
+    """Contours on slices: label solid, prediction dashed; one row per case.
+
+    Shown are slices spread evenly over those that hold any foreground.
+
+    Args:
+        path: PNG to write.
+        cases: e.g. the worst, the median and the best.
+        class_names: K names, background first.
+        num_slices: slices per case.
+    """
+    figure = _figure(2.4 * num_slices, 2.75 * len(cases) + 0.5)
+    rows = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
+    for row, case in zip(rows, cases, strict=True):
+        dice = "no Dice" if np.isnan(case.dice) else f"mean Dice {case.dice:.3f}"
+        row.suptitle(f"{case.role}: {case.case}, {dice}", fontsize=10)
+        chosen = _slices_to_show(case, num_slices)
+        all_axes = row.subplots(1, num_slices, squeeze=False)[0]
+        for axes, z in zip(all_axes, chosen, strict=True):
+            _draw_slice(axes, case, z, len(class_names))
+    names = enumerate(class_names[1:])
+    entries = [(name, _contour_colour(i), "-") for i, name in names]
+    entries += [("label", "black", "-"), ("prediction", "black", "--")]
+    _legend_below(figure, entries)
+    _save(figure, path)
+
+
+def similarity_against_distance(
+    path: str | Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> None:
+    """Cosine similarity of slices of different patients against their distance.
+
+    Args:
+        path: PNG to write.
+        curves: {name, e.g. "before pre-training": (distance, mean, n)}, each [bins], as
+            `evaluation.embeddings.similarity_curve` returns them.
+    """
+    figure = _figure(5.6, 3.8)
+    axes = figure.subplots()
+    for number, (name, (distance, mean, n)) in enumerate(curves.items()):
+        shown = f"{name} ({n.sum():,} pairs)"
+        filled = n > 0  # a bin without pairs leaves no gap in the line
+        axes.plot(
+            distance[filled],
+            mean[filled],
+            label=shown,
+            marker="o",
+            **_line_style(number),
+        )
+    axes.set(
+        xlabel="|difference of position| (1 = whole stack)",
+        ylabel="mean cosine similarity",
+        xlim=(0, 1),
+        title="Slices of different patients",
+    )
+    axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    _plain(axes)
+    figure.legend(loc="outside lower center", frameon=False)
+    _save(figure, path)
+
+
+def embedding_map(
+    path: str | Path,
+    maps: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    position: np.ndarray,
+    patient: np.ndarray,
+) -> None:
+    """The first two principal components, coloured by position and by patient.
+
+    Args:
+        path: PNG to write.
+        maps: {name: (points [N, 2], share [2])}, one column each, as
+            `evaluation.embeddings.principal_components` returns them.
+        position: [N] float in (0, 1].
+        patient: [N] names or ids.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    patients = len(np.unique(patient))
+    figure = _figure(4.2 * len(maps) + 1.6, 7.4)
+    grid = figure.subplots(2, len(maps), squeeze=False)
+    for (upper, lower), (name, (points, share)) in zip(
+        grid.T, maps.items(), strict=True
+    ):
+        dots = {"s": 14, "linewidths": 0, "alpha": 0.8}
+        upper.scatter(*points.T, c=position, vmin=0, vmax=1, cmap="viridis", **dots)
+        _scatter_patients(lower, points, patient, dots)
+        upper.set_title(name)
+        lower.set_title(f"{patients} patients, a colour and mark each", fontsize=9)
+        for axes in (upper, lower):
+            axes.set_xlabel(f"component 1 ({share[0]:.0%} of the variance)")
+            axes.set_ylabel(f"component 2 ({share[1]:.0%})")
+            axes.set_aspect("equal", adjustable="datalim")
+            _plain(axes)
+    bar = ScalarMappable(Normalize(0, 1), cmap="viridis")
+    figure.colorbar(bar, ax=list(grid[0]), label="position (1 = last slice)")
+    if patients <= MOST_IN_LEGEND:
+        marks, names = grid[1, 0].get_legend_handles_labels()
+        figure.legend(
+            marks, names, title="patient", loc="outside lower center", ncols=5
+        ).set_frame_on(False)
+    _save(figure, path)
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); expected the metrics of a run."
+            " Start the run again to finish it."
+        ) from error
+    if not rows or "step" not in rows[0]:
+        raise UserError(
+            f"{path} has no rows with a column 'step'; expected the metrics of a run."
+            " Start the run again to finish it."
+        )
+    return rows
+
+
+def _series(rows: Sequence[Mapping[str, str]], column: str) -> dict[int, float]:
+    return {int(row["step"]): float(row[column]) for row in rows if row.get(column)}
+
+
+def _slices_to_show(case: Overlay, count: int) -> list[int]:
+    filled = np.flatnonzero(((case.label > 0) | (case.prediction > 0)).any(axis=(1, 2)))
+    candidates = filled if len(filled) else np.arange(len(case.image))
+    # The middles of `count` equal stretches, so that the ends are not overrepresented.
+    places = (np.arange(count) + 0.5) / count * len(candidates)
+    return [int(candidates[int(place)]) for place in places]
+
+
+def _draw_slice(axes: "Axes", case: Overlay, z: int, num_classes: int) -> None:
+    low, high = np.percentile(case.image[z], (1, 99))
+    aspect = case.spacing[1] / case.spacing[2]
+    axes.imshow(case.image[z], cmap="gray", vmin=low, vmax=high, aspect=aspect)
+    for class_id in range(1, num_classes):
+        for ids, style in ((case.label[z], "solid"), (case.prediction[z], "dashed")):
+            # A rim of background, so that a mask at the border has a closed contour.
+            mask = np.pad(ids == class_id, 1).astype(np.float32)
+            if mask.any():
+                y, x = (np.arange(-1, size - 1) for size in mask.shape)
+                colour = _contour_colour(class_id - 1)
+                axes.contour(
+                    x, y, mask, [0.5], colors=colour, linestyles=style, linewidths=1.3
+                )
+    top, bottom, left, right = _window(case)
+    axes.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(f"slice {z + 1} of {len(case.image)}", fontsize=8)
+
+
+def _window(case: Overlay) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right): the foreground and half its size around."""
+    filled = ((case.label > 0) | (case.prediction > 0)).any(axis=0)
+    height, width = case.label.shape[1:]
+    if not filled.any():
+        return 0, height, 0, width
+    rows, columns = np.nonzero(filled)
+    margin = max(8, int(np.ptp(rows)) // 2, int(np.ptp(columns)) // 2)
+    return (
+        max(0, int(rows.min()) - margin),
+        min(height, int(rows.max()) + 1 + margin),
+        max(0, int(columns.min()) - margin),
+        min(width, int(columns.max()) + 1 + margin),
+    )
+
+
+def _contour_colour(number: int) -> str:
+    return CONTOUR_COLOURS[number % len(CONTOUR_COLOURS)]
+
+
+def _line_style(number: int) -> dict[str, Any]:
+    # The dashes change too: a figure must survive being printed in grey.
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": LINE_STYLES[number % len(LINE_STYLES)],
+    }
+
+
+def _scatter_patients(
+    axes: "Axes", points: np.ndarray, patient: np.ndarray, dots: dict[str, Any]
+) -> None:
+    from matplotlib import colormaps
+
+    names, number = np.unique(patient, return_inverse=True)
+    for i, name in enumerate(names):
+        # Few get the safe colours. Of many, neighbours get hues far apart: steps of the
+        # golden ratio.
+        few = len(names) <= MOST_IN_LEGEND
+        colour = (
+            COLOURS[i % len(COLOURS)] if few else colormaps["turbo"](i * 0.618034 % 1)
+        )
+        own = points[number == i]
+        axes.scatter(
+            *own.T, color=colour, marker=MARKERS[i % len(MARKERS)], label=name, **dots
+        )
+
+
+def _legend_below(figure: "Figure", entries: Sequence[tuple[str, str, Any]]) -> None:
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=c, linestyle=style) for _, c, style in entries]
+    names = [name for name, _, _ in entries]
+    columns = min(len(names), 6)
+    figure.legend(
+        lines, names, loc="outside lower center", ncols=columns, frameon=False
+    )
+
+
+def _plain(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    # Not pyplot: no window system is asked for, and no figure stays in memory.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def _save(figure: "Figure", path: str | Path) -> None:
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}; free space or choose another"
+            " folder."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,159 @@
+"""The run directory: one run, one config, one live process; all that repeats it."""
+
+import fcntl
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from pclseg import __version__
+from pclseg.errors import UserError
+from pclseg.files import read_json, write_json
+
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "tensorflow-datasets",
+)
+
+
+def open_run(workdir: Path, config: dict[str, Any]) -> IO[str]:
+    """Claims `workdir` for this process and this config.
+
+    Writes `config.json` and appends this start to `run.json`.
+
+    Args:
+        workdir: made if missing.
+        config: JSON-able.
+
+    Returns:
+        The lock; the directory is claimed until it is closed or the process ends.
+
+    Raises:
+        UserError: a live run holds the directory, or it was made with another config.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir} cannot be used: {error.strerror}."
+        ) from error
+    _lock(lock, workdir)
+    path = workdir / "config.json"
+    if path.exists():
+        differences = list(config_differences(read_json(path), config))
+        if differences:
+            lock.close()
+            raise UserError(
+                f"{workdir} belongs to another config: {'; '.join(differences[:5])}"
+                f"{'; ...' if len(differences) > 5 else ''}; use a new --workdir, or the"
+                " same settings to go on."
+            )
+    else:
+        write_json(path, config)
+    starts = read_json(workdir / "run.json") if (workdir / "run.json").exists() else []
+    write_json(workdir / "run.json", [*starts, _this_start()])
+    return lock
+
+
+def _lock(lock: IO[str], workdir: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read().strip()
+        lock.close()
+        raise UserError(
+            f"{workdir} is in use by a live run ({holder}); wait for it, stop it, or use"
+            " another --workdir."
+        ) from error
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.flush()
+
+
+def config_differences(old: Any, new: Any, where: str = "config") -> list[str]:
+    """`key: old value -> new value` for every leaf that differs between nested dicts."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted(old.keys() | new.keys())
+            for line in config_differences(
+                old.get(key, "nothing"), new.get(key, "nothing"), f"{where}.{key}"
+            )
+        ]
+    return [] if old == new else [f"{where}: {old!r} there, {new!r} now"]
+
+
+def _this_start() -> dict[str, Any]:
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "pclseg": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, `-dirty` where it was changed; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def log_to(path: Path | None) -> None:
+    """Sends the package's log lines to standard error and, with times, to `path`."""
+    logger = logging.getLogger("pclseg")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    console = logging.StreamHandler()
+    console.setFormatter(_Console("%(message)s"))
+    logger.addHandler(console)
+    if path is not None:
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(file)
+
+
+class _Console(logging.Formatter):
+    """Only what is no plain information is marked."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return (
+            text
+            if record.levelno <= logging.INFO
+            else f"{record.levelname.lower()}: {text}"
+        )

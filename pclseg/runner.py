@@ -1,0 +1,346 @@
+"""Runs a config: prepare, train every stage, evaluate; what is finished is skipped."""
+
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from pclseg import building, scoring
+from pclseg.building import Stage
+from pclseg.data import make_pipeline, splits
+from pclseg.data.tfds_store import Store, open_store
+from pclseg.errors import UserError
+from pclseg.evaluation.cases import summarise, write_cases
+from pclseg.files import read_json, write_json
+from pclseg.state import TrainState
+from pclseg.train.checkpoint import Checkpoints, load_weights
+from pclseg.train.loop import train
+from pclseg.train.metrics import MetricWriter, read_rows
+from pclseg.train.step import make_train_step
+from pclseg.train.stop import StopFlag
+from pclseg.train.transfer import transfer
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run: its config and folder, the volumes, who is in which part, its stages."""
+
+    config: ml_collections.ConfigDict
+    workdir: Path
+    devices: Sequence[jax.Device]
+    stop: StopFlag
+    store: Store
+    split: splits.Split
+    stages: Mapping[str, Stage]
+
+    def rows(self, subset: str) -> list[int]:
+        """Rows of the store in `subset`."""
+        return building.rows_of(
+            self.store.infos,
+            self.split,
+            subset,
+            transductive=self.config.data.transductive,
+        )
+
+    def scored_subset(self) -> str:
+        """The part that the final evaluation is about."""
+        return "test" if self.split.test else "validation"
+
+
+def dry_run(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> str:
+    """Builds everything that `execute` would, from file headers; writes nothing.
+
+    Returns:
+        Text: volumes, split, and of every stage shapes, parameters, memory, steps and
+        positives per anchor.
+
+    Raises:
+        UserError: whatever would stop the run before its first step.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        data = config.data
+        if data.name == "phantom":  # its files are made, and a dry run leaves none
+            data = data.copy_and_resolve_references()
+            data.raw_dir = folder
+        dataset, infos, split, _ = building.plan_data(data)
+    stages = building.build_stages(
+        config, infos, split, len(dataset.class_names), devices
+    )
+    labelled = sum(info.labelled for info in infos)
+    lines = [
+        f"dataset {dataset.name}: {len(infos)} volumes, {labelled} labelled, classes"
+        f" {', '.join(dataset.class_names)}",
+        f"split: fold {config.data.split.fold}; {len(split.train)} training patients,"
+        f" {len(split.labelled)} of them labelled ({', '.join(split.labelled)});"
+        f" {len(split.validation)} validation, {len(split.test)} test,"
+        f" {len(split.unlabelled)} without label",
+        *(building.describe(stage, devices) for stage in stages.values()),
+        "dry run: nothing was written.",
+    ]
+    return "\n".join(lines)
+
+
+def execute(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    *,
+    devices: Sequence[jax.Device],
+    only: Sequence[str],
+    stop: StopFlag,
+) -> None:
+    """Runs what is not finished of "prepare", the stages of the config and "evaluate".
+
+    Args:
+        config: of the run.
+        workdir: claimed by the caller.
+        devices: to train on.
+        only: names to run; empty means all.
+        stop: asked to end?
+
+    Raises:
+        UserError: what a user can mend.
+        Stopped: asked to end; the state is saved.
+    """
+    known = ("prepare", *config.stages, "evaluate")
+    for name in only:
+        if name not in known:
+            raise UserError(
+                f"--stages names {name!r}; expected some of {', '.join(known)}."
+            )
+    dataset, infos, split, all_splits = building.plan_data(config.data)
+    building.build_stages(config, infos, split, len(dataset.class_names), devices)
+    write_json(workdir / "splits.json", all_splits)
+    stop.check()
+    store = open_store(building.prepare_dataset(config.data, dataset, log.info))
+    write_json(
+        workdir / "dataset.json",
+        {
+            "name": dataset.name,
+            "class_names": store.class_names,
+            "label_values": store.label_values,
+            "fingerprint": store.fingerprint,
+        },
+    )
+    run = Run(
+        config=config,
+        workdir=workdir,
+        devices=devices,
+        stop=stop,
+        store=store,
+        split=split,
+        stages=building.build_stages(
+            config, store.infos, split, len(store.class_names), devices
+        ),
+    )
+    for name, stage in run.stages.items():
+        if not only or name in only:
+            train_stage(run, stage)
+    if not only or "evaluate" in only:
+        evaluate(run)
+
+
+def train_stage(run: Run, stage: Stage) -> None:
+    """Trains one stage, from its newest checkpoint if it has one."""
+    folder = run.workdir / stage.name
+    if (folder / "done.json").exists():
+        log.info("%s: finished before, skipped", stage.name)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = stage.config.train
+    checkpoints = Checkpoints(folder / "checkpoints", keep=settings.keep)
+    try:
+        state = _first_state(run, stage, checkpoints)
+        first_step = int(state.step)
+        writer = MetricWriter(folder, first_step=first_step)
+        batches = make_pipeline(
+            run.config.data.pipeline,
+            store=run.store,
+            plan=stage.plan,
+            keys=stage.method.batch_keys,
+            first_step=first_step,
+            num_steps=stage.num_steps - first_step,
+            prefetch=4,
+        )
+        epoch = stage.plan.steps_per_epoch
+        train(
+            make_train_step(stage.method, stage.tx, stage.axis_name),
+            state,
+            batches,
+            stage.key,
+            stage=stage.name,
+            method=stage.method,
+            schedule=stage.schedule,
+            num_steps=stage.num_steps,
+            batch_size=stage.plan.batch_size,
+            devices=run.devices,
+            checkpoints=checkpoints,
+            writer=writer,
+            stop=run.stop,
+            log_every=settings.log_every,
+            checkpoint_every=settings.checkpoint_every,
+            validate=_validation(run, stage),
+            # the authors validate after epochs 0, 2, 4, ...
+            validate_at=lambda step: (
+                (step - epoch) % (run.config.evaluate.every_epochs * epoch) == 0
+            ),
+            name_cases=lambda step: _cases(run.store, stage, step),
+        )
+        writer.close()
+    finally:
+        checkpoints.close()
+    write_json(folder / "done.json", {"steps": stage.num_steps})
+
+
+def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState:
+    """The newest checkpoint, or a new start, from an earlier stage's encoder if asked."""
+    fresh = stage.init()
+    state = checkpoints.restore(fresh)
+    if state is not None:
+        log.info(
+            "%s: going on from step %d of %d", stage.name, state.step, stage.num_steps
+        )
+        return state
+    rows = run.rows(stage.config.data.subset)
+    seen = sorted({run.store.infos[row].patient for row in rows})
+    source = stage.config.init_from
+    if not source:
+        log.info("%s: a new start from random weights", stage.name)
+    else:
+        folder = run.workdir / source if source in run.stages else Path(source)
+        seen = sorted({*seen, *_check_seen(run, folder)})
+        fresh = _transferred(folder, fresh, stage.name)
+    write_json(run.workdir / stage.name / "patients.json", seen)
+    return fresh
+
+
+def _transferred(folder: Path, fresh: TrainState, name: str) -> TrainState:
+    step, params, batch_stats = load_weights(folder / "checkpoints")
+    merged, receipt = transfer(
+        {"params": params, "batch_stats": batch_stats},
+        jax.device_get(building.weights(fresh)),
+        prefix="encoder",
+    )
+    log.info("%s: a new start from %s, step %d\n%s", name, folder, step, receipt.text())
+    return fresh.replace(
+        params=merged["params"],
+        model_state={**fresh.model_state, "batch_stats": merged["batch_stats"]},
+    )
+
+
+def _check_seen(run: Run, folder: Path) -> list[str]:
+    """Patients that weights in `folder` have seen; none may be validated or tested on."""
+    seen = read_json(folder / "patients.json")
+    held_out = {*run.split.validation, *run.split.test}
+    leaked = sorted(held_out.intersection(seen))
+    if leaked and not run.config.data.transductive:
+        raise UserError(
+            f"{folder} was trained on {len(leaked)} patients that this run validates or tests"
+            f" on, {leaked[0]} first; use weights of the same fold, or set"
+            " --config.data.transductive=True."
+        )
+    return seen
+
+
+def _validation(run: Run, stage: Stage) -> Any:
+    rows = run.rows("validation")
+    if stage.method.predict is None or not rows:
+        return None
+    return scoring.pooled_validation(
+        stage.method,
+        run.store,
+        rows,
+        pipeline=run.config.data.pipeline,
+        crop_size=stage.plan.crop_size,
+        batch_size=run.config.evaluate.batch_size,
+        stop=run.stop,
+    )
+
+
+def _cases(store: Store, stage: Stage, step: int) -> str:
+    names = dict.fromkeys(store.infos[row].name for row in stage.plan.rows(step).volume)
+    return ", ".join(list(names)[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def trained_state(stage: Stage, folder: Path) -> TrainState:
+    """The state of a finished stage; `folder` is RUN/STAGE.
+
+    Raises:
+        UserError: the stage has no checkpoint, or one of another model.
+    """
+    if not (folder / "done.json").exists():
+        raise UserError(f"{folder} is not finished; run that stage first.")
+    checkpoints = Checkpoints(folder / "checkpoints", keep=stage.config.train.keep)
+    state = checkpoints.restore(stage.init())
+    checkpoints.close()
+    if state is None:
+        raise UserError(
+            f"{folder}/checkpoints holds no checkpoint; delete {folder}/done.json."
+        )
+    return state
+
+
+def segmentation_stage(stages: Mapping[str, Stage]) -> Stage | None:
+    """The last stage that predicts, or None."""
+    able = [stage for stage in stages.values() if stage.method.predict is not None]
+    return able[-1] if able else None
+
+
+def evaluate(run: Run) -> None:
+    """Writes `cases.csv`, `predictions/` and `summary.json` of the last trained stage."""
+    stage = segmentation_stage(run.stages)
+    if stage is None:
+        log.info("evaluate: no stage predicts, skipped")
+        return
+    if (run.workdir / "summary.json").exists():
+        log.info("evaluate: finished before, skipped")
+        return
+    folder = run.workdir / stage.name
+    settings = run.config.evaluate
+    predict = scoring.volume_predictor(
+        stage.method,
+        trained_state(stage, folder),
+        crop_size=stage.plan.crop_size,
+        batch_size=settings.batch_size,
+    )
+    rows = scoring.score_cases(
+        predict,
+        run.store,
+        run.rows(run.scored_subset()),
+        run.workdir / "predictions",
+        tolerance_mm=settings.tolerance_mm,
+        stop=run.stop,
+    )
+    write_cases(run.workdir / "cases.csv", rows)
+    summary = {
+        **summarise(rows),
+        **_pooled(folder / "validation.csv", run.store.class_names),
+        "scored": run.scored_subset(),
+        "fold": run.config.data.split.fold,
+        "labelled_patients": list(run.split.labelled),
+        "transductive": run.config.data.transductive,
+        "tolerance_mm": settings.tolerance_mm,
+    }
+    write_json(run.workdir / "summary.json", summary)
+    log.info("evaluate: wrote %s", run.workdir / "summary.json")
+
+
+def _pooled(path: Path, class_names: Sequence[str]) -> dict[str, Any]:
+    """The authors' fold score: pooled Dice at the best validated epoch, and at the last."""
+    if not path.exists():
+        return {}
+    rows = read_rows(path)
+    best = max(rows, key=lambda row: float(row["dice_pooled"]))
+
+    def scores(row: Mapping[str, str]) -> dict[str, Any]:
+        classes = {name: float(row[f"dice_pooled_{name}"]) for name in class_names[1:]}
+        mean = float(row["dice_pooled"])
+        return {"mean": mean, "classes": classes, "step": int(row["step"])}
+
+    return {"dice_pooled_best": scores(best), "dice_pooled_last": scores(rows[-1])}

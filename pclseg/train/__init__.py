@@ -1,0 +1,1 @@
+"""Training: knows a Method, never which one."""

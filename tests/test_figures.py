@@ -1,0 +1,173 @@
+"""Figures: they are written whole, with what they say in them, and without warnings."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pclseg.errors import UserError
+from pclseg.evaluation import embeddings
+from pclseg.reports import figures
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The matplotlib figures that were saved, as they were."""
+    kept, save = [], figures._save
+    monkeypatch.setattr(figures, "_save", lambda f, p: (kept.append(f), save(f, p)))
+    return kept
+
+
+def _is_png(path):
+    return path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def _csv(path, text):
+    path.write_text(text)
+    return path
+
+
+def _overlay(role="worst", **changes):
+    label = np.zeros((6, 20, 24), np.uint8)
+    label[1:5, 5:10, 6:12], label[2:4, 12:16, 6:12] = 1, 2
+    image = np.random.default_rng(0).normal(size=label.shape).astype("f4") + label
+    values = {
+        "role": role,
+        "case": "patient1_frame1",
+        "dice": 0.8125,
+        "image": image,
+        "label": label,
+        "prediction": np.roll(label, 1, axis=2),
+        "spacing": (5.0, 2.0, 1.0),
+    }
+    return figures.Overlay(**(values | changes))
+
+
+def test_curves_are_the_mean_and_range_at_common_steps(tmp_path, drawn):
+    a = _csv(tmp_path / "a.csv", "step,loss,dice\n1,4.0,\n2,2.0,0.5\n3,1.0,\n")
+    b = _csv(tmp_path / "b.csv", "step,loss,dice\n1,2.0,\n2,1.0,0.7\n")
+    c = _csv(tmp_path / "c.csv", "step,loss\n5,0.5\n")
+    columns = {"loss": "loss", "dice": "Dice"}
+    path = tmp_path / "curves.png"
+    figures.training_curves(path, {"pcl": [a, b], "scratch": [c]}, columns=columns)
+    loss, dice = drawn[0].axes
+    pcl, scratch = loss.get_lines()
+    assert pcl.get_xydata().tolist() == [[1, 3], [2, 1.5]]
+    assert scratch.get_xydata().tolist() == [[5, 0.5]]
+    assert len(loss.collections) == 1  # the range of the two runs
+    assert [line.get_xydata().tolist() for line in dice.get_lines()] == [[[2, 0.6]]]
+    assert (loss.get_xlabel(), dice.get_ylabel()) == ("optimizer step", "Dice")
+    assert _is_png(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("step,lr\n1,0.1\n", "no file of pcl .* 'loss'; the columns are: lr, step"),
+        ("", "no rows with a column 'step'"),
+        (None, "cannot be read"),
+    ],
+)
+def test_metrics_without_numbers_are_named(tmp_path, text, message):
+    path = tmp_path / "metrics.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        figures.training_curves(
+            tmp_path / "curves.png", {"pcl": [path]}, columns={"loss": "loss"}
+        )
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_overlays_name_case_and_dice_and_draw_both_contours(tmp_path, drawn):
+    path = tmp_path / "overlays.png"
+    shown = [_overlay("worst"), _overlay("best", dice=float("nan"))]
+    figures.overlays(path, shown, ("background", "RV", "LV"), num_slices=2)
+    rows = drawn[0].subfigs
+    titles = [row.get_suptitle() for row in rows]
+    assert titles == [
+        "worst: patient1_frame1, mean Dice 0.812",
+        "best: patient1_frame1, no Dice",
+    ]
+    first, second = rows[0].axes
+    # Foreground is in slices 1..4; the middles of two halves are its indices 1 and 3.
+    assert [a.get_title() for a in (first, second)] == ["slice 3 of 6", "slice 5 of 6"]
+    assert first.get_aspect() == 2  # y spacing / x spacing
+    assert len(first.collections) == 4 and len(second.collections) == 2
+    assert _is_png(path)
+
+
+def test_contour_of_a_mask_at_the_border_is_closed(tmp_path, drawn):
+    full = np.ones((1, 6, 6), np.uint8)
+    case = _overlay(image=full.astype("f4"), label=full, prediction=full)
+    figures.overlays(tmp_path / "o.png", [case], ("background", "RV"), num_slices=1)
+    outline = drawn[0].subfigs[0].axes[0].collections[0].get_paths()[0].vertices
+    assert outline.min() == -0.5 and outline.max() == 5.5
+
+
+def test_overlay_of_a_case_without_foreground_is_drawn(tmp_path):
+    empty = np.zeros((2, 20, 24), np.uint8)
+    case = _overlay(image=np.zeros(empty.shape), label=empty, prediction=empty)
+    figures.overlays(tmp_path / "o.png", [case], ("background", "RV"))
+    assert _is_png(tmp_path / "o.png")
+
+
+def test_similarity_leaves_empty_bins_out(tmp_path, drawn):
+    position, patient = np.array([0.5, 1.0, 0.5, 1.0]), np.array([0, 0, 1, 1])
+    z = np.array([[1.0, 0], [0, 1], [1, 0], [0, 1]])
+    curve = embeddings.similarity_curve(z, position, patient, bins=4)
+    figures.similarity_against_distance(tmp_path / "s.png", {"after": curve})
+    line = drawn[0].axes[0].get_lines()[0]
+    assert line.get_xydata().tolist() == [[0.125, 1], [0.625, 0]]
+    assert line.get_label() == "after (4 pairs)"
+    assert _is_png(tmp_path / "s.png")
+
+
+@pytest.mark.parametrize("patients", [3, 20])
+def test_map_shows_every_slice_twice(tmp_path, drawn, patients):
+    rng = np.random.default_rng(0)
+    patient, position = (
+        np.repeat(np.arange(patients), 4),
+        np.tile([0.25, 0.5, 0.75, 1], patients),
+    )
+    maps = {
+        name: embeddings.principal_components(rng.normal(size=(4 * patients, 5)), 2)
+        for name in ("before", "after")
+    }
+    figures.embedding_map(tmp_path / "m.png", maps, position, patient)
+    above, _, below, _, bar = drawn[0].axes
+    np.testing.assert_array_equal(above.collections[0].get_offsets(), maps["before"][0])
+    assert above.collections[0].get_array().tolist() == position.tolist()
+    assert [len(dots.get_offsets()) for dots in below.collections] == [4] * patients
+    colours = {(*dots.get_facecolor()[0],) for dots in below.collections}
+    assert len(colours) == patients
+    assert bar.get_ylabel() == "position (1 = last slice)"
+    assert len(drawn[0].legends) == (patients == 3)
+    assert _is_png(tmp_path / "m.png")
+
+
+def test_a_failed_save_leaves_the_old_figure_alone(tmp_path, monkeypatch):
+    path = tmp_path / "s.png"
+    path.write_bytes(b"old")
+
+    def full_disk(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full_disk)
+    with pytest.raises(UserError, match="s.png cannot be written: No space left"):
+        bins = np.arange(3)
+        figures.similarity_against_distance(path, {"after": (bins, bins, bins)})
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["s.png"]
+
+
+def test_import_loads_neither_matplotlib_nor_jax():
+    check = (
+        "import sys; import pclseg.reports.figures, pclseg.reports.tables,"
+        " pclseg.evaluation.inference, pclseg.evaluation.embeddings;"
+        " sys.exit(bool({'matplotlib', 'jax', 'tensorflow'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -1,0 +1,99 @@
+"""Whole volumes from batches of slices: padding, batches, softmax."""
+
+import numpy as np
+import pytest
+
+from pclseg.evaluation.inference import predict_volume
+
+
+class _Recorder:
+    """Pixel-wise logits, and a memory of what was asked."""
+
+    def __init__(self, scale=1.0):
+        self.batches, self.scale = [], scale
+
+    def __call__(self, batch):
+        self.batches.append(batch.copy())
+        return np.concatenate([batch, -batch, batch**2], axis=-1) * self.scale
+
+
+def _image(depth, height, width):
+    return np.random.default_rng(0).normal(size=(depth, height, width)).astype("f4")
+
+
+def _naive_softmax(image, scale=1.0):
+    value = image.astype(np.float64) * scale
+    exp = np.exp(np.stack([value, -value, value * image], axis=-1))
+    return exp / exp.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 17), (4, 16, 16), (1, 33, 3), (8, 40, 20)])
+@pytest.mark.parametrize("min_shape", [(16, 16), (32, 48)])
+def test_probs_lie_where_their_pixels_are(shape, min_shape):
+    image, predict = _image(*shape), _Recorder()
+    probs = predict_volume(predict, image, min_shape=min_shape, batch_size=4)
+    assert probs.shape == (*shape, 3) and probs.dtype == np.float32
+    np.testing.assert_allclose(probs, _naive_softmax(image), atol=1e-6)
+
+
+def test_padding_is_that_of_training():
+    image, predict = _image(2, 5, 18), _Recorder()
+    predict_volume(predict, image, min_shape=(16, 16), batch_size=2)
+    # 5 -> 16 leaves floor(11 / 2) = 5 rows above; 18 -> 32 leaves 7 columns before.
+    expected = np.zeros((2, 16, 32), np.float32)
+    expected[:, 5:10, 7:25] = image
+    np.testing.assert_array_equal(predict.batches[0][..., 0], expected)
+
+
+def test_every_batch_has_the_same_shape_and_the_last_is_filled_with_zeros():
+    image, predict = _image(7, 16, 16), _Recorder()
+    predict_volume(predict, image, min_shape=(16, 16), batch_size=3)
+    assert {batch.shape for batch in predict.batches} == {(3, 16, 16, 1)}
+    assert len(predict.batches) == 3
+    assert all(batch.dtype == np.float32 for batch in predict.batches)
+    assert not predict.batches[-1][1:].any()
+
+
+def test_result_does_not_depend_on_the_batch_size():
+    image = _image(7, 20, 12)
+    one, many = (
+        predict_volume(_Recorder(), image, min_shape=(16, 16), batch_size=size)
+        for size in (1, 10)
+    )
+    np.testing.assert_array_equal(one, many)
+
+
+@pytest.mark.parametrize(
+    ("size", "least", "multiple", "expected"),
+    [(17, 16, 16, 32), (352, 352, 16, 352), (20, 352, 16, 352), (20, 20, 1, 20)],
+)
+def test_padded_size(size, least, multiple, expected):
+    predict = _Recorder()
+    predict_volume(
+        predict,
+        _image(1, size, size),
+        min_shape=(least, least),
+        multiple=multiple,
+        batch_size=1,
+    )
+    assert predict.batches[0].shape == (1, expected, expected, 1)
+
+
+def test_huge_logits_give_finite_probs_that_sum_to_1():
+    probs = predict_volume(
+        _Recorder(scale=1e30), _image(2, 16, 16), min_shape=(16, 16), batch_size=2
+    )
+    assert np.isfinite(probs).all()
+    np.testing.assert_allclose(probs.sum(axis=-1), 1, atol=1e-6)
+
+
+def test_wrong_ranks_are_refused():
+    with pytest.raises(ValueError, match=r"expected \[Z, H, W\]"):
+        predict_volume(_Recorder(), np.zeros((4, 4)), min_shape=(16, 16), batch_size=1)
+    with pytest.raises(ValueError, match=r"expected \[2, 16, 16, K\]"):
+        predict_volume(
+            lambda batch: batch[..., 0],
+            _image(1, 4, 4),
+            min_shape=(16, 16),
+            batch_size=2,
+        )

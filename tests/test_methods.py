@@ -1,0 +1,250 @@
+"""Every method, and a toy with a teacher and a queue, keeps the contract on any devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pclseg import augment, methods, models, parallel
+from pclseg.augment import sample_keys
+from pclseg.batch import check_batch
+from pclseg.data import slices
+from pclseg.errors import UserError
+from pclseg.losses.contrastive import collapse_value, unit_length
+from pclseg.methods.base import Aux, Method
+from pclseg.parts.two_views import warn_of_collapse
+from pclseg.state import TrainState
+from pclseg.train.step import init_state, make_train_step
+
+ROWS, SIZE = 16, 16
+CONTRAST = dict(temperature=0.1, base_temperature=0.07, views="separate")
+SPATIAL = dict(
+    name="spatial",
+    resample_probability=0.67,
+    elastic_alpha=(4.0, 9.0),
+    elastic_sigma=(2.0, 3.0),
+    scale=(0.7, 1.3),
+    image_order=1,
+)
+SETTINGS = {
+    "simclr": CONTRAST,
+    "gcl": CONTRAST,
+    "pcl": dict(**CONTRAST, position_threshold=0.35, threshold_mode="float64"),
+    "pcl_exact": dict(**CONTRAST, position_threshold=0.35, threshold_mode="exact"),
+    "pcl_concat": dict(
+        CONTRAST, views="concat", position_threshold=0.35, threshold_mode="float64"
+    ),
+    "supervised": {},
+}
+
+
+def batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    index = rng.integers(0, 9, ROWS).astype(np.int32)
+    count = rng.integers(9, 12, ROWS).astype(np.int32)
+    return {
+        "image": rng.normal(size=(ROWS, SIZE, SIZE, 1)).astype(np.float32),
+        "label": rng.integers(0, 3, (ROWS, SIZE, SIZE)).astype(np.int32),
+        "index": index,
+        "count": count,
+        "position_bits": slices.position_bits(slices.position(index, count)),
+        "partition": slices.partition(index, count),
+    }
+
+
+def make(name: str, axis_name: str | None) -> Method:
+    common = dict(dtype="float32", width=2, bn_groups=1, axis_name=axis_name)
+    if name == "toy":
+        return toy(axis_name)
+    if name == "supervised":
+        model = models.make("unet2d", num_classes=3, **common)
+    else:
+        model = models.make("unet2d_contrast", out_dim=8, **common)
+    return methods.make(
+        name.split("_")[0],
+        model=model,
+        augment=augment.make(**SPATIAL),
+        axis_name=axis_name,
+        **SETTINGS[name],
+    )
+
+
+def toy(axis_name: str | None) -> Method:
+    """An EMA teacher fills a queue of keys, as ACTION and MoCo do; the student distils."""
+    base = make("simclr", axis_name)
+    model = models.make(
+        "unet2d_contrast",
+        dtype="float32",
+        width=2,
+        bn_groups=1,
+        out_dim=8,
+        axis_name=axis_name,
+    )
+
+    def init(key, batch):
+        params, model_state, _ = base.init(key, batch)
+        queue = unit_length(jax.random.normal(key, (32, 8)))
+        teacher = jax.tree.map(jnp.copy, params)
+        return params, model_state, {"teacher": teacher, "queue": queue}
+
+    def loss(params, state, batch, key):
+        rows = parallel.row_ids(len(batch["image"]), axis_name)
+        view, _ = augment.make(**SPATIAL)(sample_keys(key, rows), batch["image"], None)
+        variables = {"params": params, **state.model_state}
+        z, model_state = model.apply(
+            variables, view, train=True, mutable=["batch_stats"]
+        )
+        teacher = {"params": state.method_state["teacher"], **state.model_state}
+        target = jax.lax.stop_gradient(
+            unit_length(model.apply(teacher, view, train=False))
+        )
+        queue = state.method_state["queue"]
+        log_p = jax.nn.log_softmax(unit_length(z) @ queue.T / 0.1)
+        value = -(jax.nn.softmax(target @ queue.T / 0.05) * log_p).sum(-1).mean()
+        queue = jnp.concatenate([parallel.all_gather(target, axis_name), queue])[:32]
+        return value, Aux(model_state, {**state.method_state, "queue": queue}, {})
+
+    def after_step(state):
+        teacher = optax.incremental_update(
+            state.params, state.method_state["teacher"], 0.1
+        )
+        return state.replace(method_state={**state.method_state, "teacher": teacher})
+
+    return dataclasses.replace(base, init=init, loss=loss, after_step=after_step)
+
+
+def run(name: str, num_devices: int, steps: int = 2):
+    """(losses, final state) after some steps on so many devices."""
+    method = make(name, parallel.AXIS)
+    tx = optax.sgd(0.1)
+    data = batch()
+    check_batch(data, method.batch_keys)
+    data = {key: data[key] for key in method.batch_keys}
+    state = init_state(method, tx, jax.random.key(1), data)
+    devices = jax.devices()[:num_devices]
+    step = parallel.pmap_step(make_train_step(method, tx, parallel.AXIS), devices)
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(
+            state, parallel.shard(data, num_devices), jax.random.key(2)
+        )
+        losses.append(float(metrics["loss"]))
+    return losses, jax.device_get(state), metrics
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, "toy"])
+def test_one_device_equals_many(name):
+    losses, state, metrics = run(name, 1)
+    assert np.isfinite(losses).all() and float(metrics["grad_norm"]) > 0
+    for num_devices in (2, 4, 8) if name == "pcl" else (4,):
+        other_losses, other_state, _ = run(name, num_devices)
+        np.testing.assert_allclose(other_losses, losses, atol=1e-5, rtol=1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other_state, state
+        )
+
+
+def test_a_positive_on_another_device_receives_gradient():
+    """Gradients after one step differ from those that ignore the other devices' keys."""
+    _, gathered, _ = run("simclr", 8, steps=1)
+    method = make("simclr", None)
+    data = batch()
+    tx = optax.sgd(0.1)
+    state = init_state(method, tx, jax.random.key(1), data)
+    alone, _ = make_train_step(method, tx, None)(
+        state, {"image": data["image"][:2]}, jax.random.key(2)
+    )
+    kernel = gathered.params["encoder"]["level1"]["conv1"]["kernel"]
+    assert (
+        np.abs(kernel - alone.params["encoder"]["level1"]["conv1"]["kernel"]).max()
+        > 1e-4
+    )
+
+
+def test_pmapped_equals_plain_step():
+    losses, state, _ = run("pcl", 1, steps=1)
+    method, tx = make("pcl", None), optax.sgd(0.1)
+    plain = init_state(method, tx, jax.random.key(1), batch())
+    plain, metrics = make_train_step(method, tx, None)(
+        plain, batch(), jax.random.key(2)
+    )
+    np.testing.assert_allclose(metrics["loss"], losses[0], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, state)
+
+
+def test_the_teacher_follows_and_is_not_trained():
+    _, state, _ = run("toy", 2, steps=1)
+    start = make("toy", None).init(jax.random.key(1), batch())[0]
+    expected = jax.tree.map(lambda new, old: 0.1 * new + 0.9 * old, state.params, start)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        state.method_state["teacher"],
+        expected,
+    )
+
+
+def test_methods_differ_only_in_their_positives():
+    counts = {
+        name: np.asarray(make(name, None).positives(batch()))
+        for name in ("simclr", "gcl", "pcl")
+    }
+    data = batch()
+    p = slices.position(data["index"], data["count"])
+    near = np.abs(p[:, None] - p[None]) < 0.35
+    same = data["partition"][:, None] == data["partition"][None]
+    assert (counts["simclr"] == 1).all()
+    np.testing.assert_array_equal(counts["pcl"], np.tile(2 * near.sum(1) - 1, 2))
+    np.testing.assert_array_equal(counts["gcl"], np.tile(2 * same.sum(1) - 1, 2))
+
+
+def test_collapse_is_seen_and_warned_about():
+    method = make("pcl", None)
+    state = init_state(method, optax.sgd(0.1), jax.random.key(0), batch())
+    dead = jax.tree.map(jnp.zeros_like, state.params)
+    value, aux = method.loss(dead, state, batch(), jax.random.key(1))
+    expected = collapse_value(2 * ROWS, temperature=0.1, base_temperature=0.07)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert "collapse" in str(
+        method.diagnose({k: float(v) for k, v in aux.metrics.items()})
+    )
+    assert warn_of_collapse({"collapse_gap": 0.1}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("plc", {}, "Did you mean 'pcl'"),
+        ("base", {}, "unknown"),
+        ("pcl", {"temprature": 1}, "Did you mean 'temperature'"),
+        ("pcl", {"position_threshold": 0.0}, "expected > 0"),
+        ("pcl", {"position_threshold": -1.0}, "expected > 0"),
+        ("pcl", {"temperature": 0.0}, "expected > 0"),
+        ("pcl", {"threshold_mode": "float32"}, "threshold_mode"),
+        ("pcl", {"views": "both"}, "views"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(name, change, said):
+    settings = {
+        **SETTINGS["pcl"],
+        "model": None,
+        "augment": None,
+        "axis_name": None,
+        **change,
+    }
+    with pytest.raises(UserError, match=said) as caught:
+        methods.make(name, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_setting_is_named():
+    with pytest.raises(UserError, match="'temperature'"):
+        methods.make("simclr", model=None, augment=None, axis_name=None)
+
+
+def test_state_is_a_pytree_of_arrays():
+    state = init_state(make("toy", None), optax.adam(1.0), jax.random.key(0), batch())
+    assert isinstance(state, TrainState)
+    assert all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(state))

@@ -1,0 +1,122 @@
+"""Optimisers and schedule: numbers of PyTorch in float64, and the formulas."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pclseg.errors import UserError
+from pclseg.train import optimizer
+
+DEFAULTS = dict(
+    name="sgd",
+    peak_lr=0.1,
+    min_lr=0.0,
+    momentum=0.9,
+    weight_decay=1e-5,
+    warmup_steps=0,
+    total_steps=1000,
+)
+
+
+def _make(**changes):
+    return optimizer.make(**{**DEFAULTS, **changes})
+
+
+# Loss w1^2 + w2^2 from (1, -2), constant learning rate 0.1, weight decay 1e-5.
+STEPS = {
+    "sgd": [
+        (0.799999, -1.599998),
+        (0.459997500001, -0.919995000002),
+        (0.061996190004, -0.123992380008),
+    ],
+    "adam": [
+        (0.900000000500, -1.900000000250),
+        (0.800412228692, -1.800166486116),
+        (0.701586272946, -1.700623392046),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_three_steps_equal_pytorch(name):
+    with jax.enable_x64(True):
+        tx, _ = _make(name=name, min_lr=0.1)
+        params = jnp.array([1.0, -2.0], jnp.float64)
+        state = tx.init(params)
+        for expected in STEPS[name]:
+            gradient = jax.grad(lambda w: jnp.sum(w**2))(params)
+            updates, state = tx.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+            np.testing.assert_allclose(params, expected, atol=2e-12)
+
+
+def test_cosine_with_floor_equals_the_authors_values():
+    _, schedule = _make(peak_lr=5e-5, min_lr=5e-6)
+    steps = [0, 250, 500, 750, 950, 999]
+    expected = [5e-5, 4.267767e-5, 2.5e-5, 7.322330e-6, 5e-6, 5e-6]
+    np.testing.assert_allclose([schedule(t) for t in steps], expected, rtol=1e-6)
+
+
+def test_first_step_uses_the_rate_of_step_zero_and_the_second_that_of_step_one():
+    tx, schedule = _make(momentum=0.0, weight_decay=0.0, total_steps=3)
+    state, used = tx.init(jnp.zeros(())), []
+    for _ in range(3):
+        update, state = tx.update(jnp.ones(()), state, jnp.zeros(()))
+        used.append(-float(update))
+    expected = [0.05 * (1 + math.cos(math.pi * t / 3)) for t in range(3)]
+    np.testing.assert_allclose(used, expected, rtol=1e-6)
+    np.testing.assert_allclose(used, [schedule(t) for t in range(3)], rtol=1e-6)
+
+
+def test_warm_up_rises_linearly_to_the_cosine_and_ignores_the_floor():
+    _, plain = _make(min_lr=0.01)
+    _, schedule = _make(min_lr=0.01, warmup_steps=10)
+    shares = [float(schedule(t) / plain(t)) for t in (0, 4, 9, 10, 500)]
+    np.testing.assert_allclose(shares, [0.1, 0.5, 1, 1, 1], rtol=1e-5)
+
+
+def test_rate_stays_at_the_floor_after_the_last_step():
+    _, schedule = _make(min_lr=1e-3)
+    np.testing.assert_allclose([schedule(1000), schedule(1500)], 1e-3, rtol=1e-6)
+
+
+def test_schedule_follows_the_formula_over_many_steps():
+    steps = 112500
+    _, schedule = _make(total_steps=steps)
+    step = np.arange(0, steps, 997)
+    expected = 0.05 * (1 + np.cos(np.pi * step / steps))
+    actual = jax.vmap(schedule)(jnp.asarray(step))
+    np.testing.assert_allclose(actual, expected, atol=2e-8)
+
+
+def test_weight_decay_reaches_every_leaf_before_the_moments_of_adam():
+    # With zero gradients Adam turns any decay into a full step of lr towards zero.
+    tx, _ = _make(name="adam")
+    params = {"kernel": jnp.ones((2, 2)), "norm": {"scale": -jnp.ones(2)}}
+    updates, _ = tx.update(
+        jax.tree.map(jnp.zeros_like, params), tx.init(params), params
+    )
+    for update, leaf in zip(
+        jax.tree.leaves(updates), jax.tree.leaves(params), strict=True
+    ):
+        np.testing.assert_allclose(update, -0.1 * leaf, rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_state_holds_arrays_only(name):
+    state = _make(name=name)[0].init({"a": jnp.ones(3)})
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+
+
+def test_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(UserError, match="'lamb'; known optimizers are: adam, sgd"):
+        _make(name="lamb")
+
+
+def test_stage_without_steps_is_refused():
+    with pytest.raises(UserError, match="0 steps"):
+        _make(total_steps=0)

@@ -1,0 +1,56 @@
+"""Oracle: a naive float64 loop over the pixels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pclseg.losses.segmentation import cross_entropy
+
+
+def random_batch(seed=0):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=3, size=(3, 4, 5, 4)).astype(np.float32)
+    return logits, rng.integers(0, 4, (3, 4, 5)).astype(np.int32)
+
+
+def test_cross_entropy_equals_naive_loop():
+    logits, label = random_batch()
+    expected = np.zeros(3)
+    for b, y, x in np.ndindex(label.shape):
+        pixel = logits[b, y, x].astype(np.float64)
+        expected[b] += np.log(np.exp(pixel).sum()) - pixel[label[b, y, x]]
+    loss = cross_entropy(jnp.asarray(logits), jnp.asarray(label))
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, expected / 20, rtol=1e-5)
+
+
+def test_equal_logits_cost_log_of_the_number_of_classes():
+    loss = cross_entropy(jnp.zeros((2, 3, 3, 8)), jnp.ones((2, 3, 3), jnp.uint8))
+    np.testing.assert_allclose(loss, np.full(2, np.log(8)), rtol=1e-6)
+
+
+def test_huge_logits_stay_finite_in_value_and_gradient():
+    logits = jnp.array([1e4, -1e4, 0.0]).reshape(1, 1, 1, 3)
+    value, grad = jax.value_and_grad(
+        lambda x: cross_entropy(x, jnp.ones((1, 1, 1), int))[0]
+    )(logits)
+    assert value == 2e4
+    np.testing.assert_array_equal(grad.ravel(), [1, -1, 0])
+
+
+def test_bfloat16_logits_are_computed_in_float32():
+    logits, label = random_batch(1)
+    half = jnp.asarray(logits, jnp.bfloat16)
+    np.testing.assert_array_equal(
+        cross_entropy(half, label), cross_entropy(half.astype(jnp.float32), label)
+    )
+
+
+def test_class_that_does_not_exist_is_not_silent():
+    assert np.isnan(cross_entropy(jnp.zeros((1, 2, 2, 3)), jnp.full((1, 2, 2), 3))[0])
+
+
+def test_a_slice_does_not_depend_on_its_batch():
+    logits, label = map(jnp.asarray, random_batch(2))
+    alone = [cross_entropy(logits[b : b + 1], label[b : b + 1])[0] for b in range(3)]
+    np.testing.assert_allclose(cross_entropy(logits, label), alone, rtol=1e-6)

@@ -1,0 +1,301 @@
+"""Folds and draws: the ids of the authors' protocol, nesting, and users' files."""
+
+import json
+import random
+
+import pytest
+
+from pclseg.data import splits
+from pclseg.errors import UserError
+
+# Ids of the published protocol (KFold seed 12345, draw seed 1234): per fold the
+# validation patients, then the first patients of the draw.
+ACDC = [
+    (
+        "5 10 14 21 26 29 34 36 41 43 50 52 61 64 66 70 76 79 87 89",
+        "73 18 1 15 95 6 13 16 58 39",
+    ),
+    (
+        "1 3 7 9 18 27 31 38 40 46 47 48 51 53 55 58 72 77 88 93",
+        "74 20 2 16 95 8 15 17 62 39",
+    ),
+    (
+        "13 17 19 20 22 23 25 28 33 49 59 63 69 75 80 84 85 86 90 96",
+        "70 16 1 12 94 5 11 14 56 40",
+    ),
+    (
+        "4 6 16 24 32 45 54 56 57 62 65 67 68 71 73 91 92 94 95 97",
+        "70 18 1 14 90 7 13 15 52 36",
+    ),
+    (
+        "2 8 11 12 15 30 35 37 39 42 44 60 74 78 81 82 83 98 99 100",
+        "69 20 1 17 92 6 16 18 57 40",
+    ),
+]
+CHD_IDS = (
+    "1001 1002 1004 1007 1008 1010 1012 1016 1021 1022 1024 1026 1027 1028 1029 1030"
+    " 1032 1033 1035 1036 1037 1039 1040 1041 1042 1043 1044 1046 1048 1053 1056 1059"
+    " 1060 1061 1062 1066 1070 1072 1074 1077 1079 1080 1081 1083 1085 1088 1089 1090"
+    " 1091 1092 1098 1099 1101 1102 1103 1106 1109 1111 1113 1114 1116 1117 1122 1124"
+    " 1125 1126 1127 1128"
+)
+CHD = [
+    (
+        "1008 1012 1040 1060 1066 1081 1083 1090 1091 1099 1101 1113 1116 1117",
+        "1124 1059 1022 1001 1016 1085 1004 1102 1106 1128",
+    ),
+    (
+        "1004 1021 1027 1037 1039 1042 1043 1044 1048 1056 1079 1085 1088 1089",
+        "1124 1074 1022 1001 1012 1099 1007 1109 1113 1128",
+    ),
+    (
+        "1001 1007 1010 1030 1036 1041 1059 1061 1102 1106 1109 1111 1114 1126",
+        "1122 1070 1024 1002 1021 1088 1008 1098 1101 1128",
+    ),
+    (
+        "1016 1022 1024 1026 1028 1032 1033 1035 1046 1074 1077 1098 1125",
+        "1117 1072 1021 1001 1010 1091 1004 1103 1109 1122",
+    ),
+    (
+        "1002 1029 1053 1062 1070 1072 1080 1092 1103 1122 1124 1127 1128",
+        "1113 1059 1021 1001 1012 1085 1007 1098 1101 1114",
+    ),
+]
+MMWHS = [
+    ("1004 1009 1014 1017", "1019 1002 1001 1020 1012 1018 1016 1015 1007 1011"),
+    ("1001 1011 1013 1016", "1019 1003 1002 1020 1012 1018 1017 1015 1007 1010"),
+    ("1007 1008 1012 1018", "1019 1002 1001 1020 1013 1017 1016 1015 1006 1011"),
+    ("1010 1015 1019 1020", "1017 1002 1001 1018 1011 1016 1014 1013 1006 1009"),
+    ("1002 1003 1005 1006", "1019 1004 1001 1020 1014 1018 1017 1016 1010 1013"),
+]
+HVSMR = [
+    ("0 7", "9 1 8 6 5 3"),
+    ("3 9", "8 0 7 6 5 2"),
+    ("4 6", "9 0 8 7 5 2"),
+    ("1 8", "9 0 7 6 5 3"),
+    ("2 5", "9 0 8 7 6 3"),
+]
+PROTOCOL = {
+    "acdc": ([str(i) for i in range(1, 101)], ACDC),
+    "chd": (CHD_IDS.split(), CHD),
+    "mmwhs": ([str(i) for i in range(1001, 1021)], MMWHS),
+    "hvsmr": ([str(i) for i in range(10)], HVSMR),
+}
+# The draw as places in the ordered training list, by dataset and fold.
+DRAW_PLACES = {
+    ("acdc", 0): "56 14 0 11 74 4 10 12 45 30 2 3 69 44 61 59 19 5 76 71 7 54 77 32 31"
+    " 15 75 42 34 29 53 38 43 62 79 37 67 17 35 49",
+    ("chd", 0): "49 28 7 0 5 37 2 42 44 53 6 22 15 1 40 39 46 30 29 9 45 11 51 27 50 16"
+    " 41 31 47 21 17 14 25 19 24 52 38 8 20 10",
+    ("chd", 4): "49 28 7 0 5 37 2 42 44 50 6 22 15 1 41 40 43 30 29 9 45 11 52 51 16 47"
+    " 53 32 48 21 17 14 26 19 38 54 18 39 8 20",
+    ("mmwhs", 0): "14 1 0 15 9 13 12 11 5 8",
+    ("hvsmr", 0): "7 0 6 5 4 2",
+}
+LABELLED = ["a1", "a2", "a3", "a4", "a5"]
+UNLABELLED = ["u1", "u2"]
+
+
+def make(patients, unlabelled=(), folds=5):
+    return splits.make_splits(
+        patients, unlabelled, folds=folds, fold_seed=12345, draw_seed=1234
+    )
+
+
+@pytest.mark.parametrize("name", PROTOCOL)
+def test_folds_and_draws_have_the_published_ids(name):
+    patients, expected = PROTOCOL[name]
+    made = make(patients)["folds"]
+    assert [fold["validation"] for fold in made] == [v.split() for v, _ in expected]
+    for fold, (validation, draw) in zip(made, expected, strict=True):
+        assert fold["draw"][: len(draw.split())] == draw.split()
+        assert fold["train"] == [p for p in patients if p not in validation.split()]
+
+
+@pytest.mark.parametrize(("name", "fold"), DRAW_PLACES)
+def test_draws_take_the_published_places_of_the_training_list(name, fold):
+    made = make(PROTOCOL[name][0])["folds"][fold]
+    places = [int(place) for place in DRAW_PLACES[name, fold].split()]
+    assert made["draw"][: len(places)] == [made["train"][place] for place in places]
+
+
+@pytest.mark.parametrize("name", PROTOCOL)
+def test_every_subset_equals_the_authors_own_draw_of_that_size(name):
+    for fold in make(PROTOCOL[name][0])["folds"]:
+        for size in range(1, len(fold["train"]) + 1):
+            random.seed(1234)
+            assert random.sample(fold["train"], size) == fold["draw"][:size]
+
+
+@pytest.mark.parametrize(("patients", "folds"), [(2, 2), (7, 3), (11, 4), (9, 9)])
+def test_folds_cut_the_patients_in_even_parts(patients, folds):
+    names = [f"p{i}" for i in range(patients)]
+    made = make(names, folds=folds)["folds"]
+    validation = [p for fold in made for p in fold["validation"]]
+    assert sorted(validation) == sorted(names)
+    sizes = [len(fold["validation"]) for fold in made]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("name", PROTOCOL)
+def test_folds_do_not_depend_on_the_order_of_the_patients(name):
+    patients = PROTOCOL[name][0]
+    mixed = random.Random(0).sample(patients, len(patients))
+    assert make(mixed) == make(patients)
+
+
+def test_other_seeds_give_other_folds_and_other_draws():
+    names = [f"p{i}" for i in range(20)]
+    arguments = dict(folds=5, fold_seed=0, draw_seed=0)
+    base = splits.make_splits(names, (), **arguments)
+    assert base == splits.make_splits(names, (), **arguments)
+    other = splits.make_splits(names, (), **{**arguments, "fold_seed": 1})
+    assert other["folds"][0]["validation"] != base["folds"][0]["validation"]
+    other = splits.make_splits(names, (), **{**arguments, "draw_seed": 1})
+    assert other["folds"][0]["validation"] == base["folds"][0]["validation"]
+    assert other["folds"][0]["draw"] != base["folds"][0]["draw"]
+
+
+def test_unlabelled_patients_stay_out_of_the_folds_and_repeats_count_once():
+    made = make(["a1", "a1", "a2", "a3"], ["u1", "a2", "u1"], folds=3)
+    assert made["unlabelled"] == ["u1"]
+    assert sorted(p for f in made["folds"] for p in f["validation"]) == [
+        "a1",
+        "a2",
+        "a3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("patients", "folds", "seed", "words"),
+    [
+        (4, 5, 0, ["folds is 5", "4 labelled patients", "2 to 4"]),
+        (4, 1, 0, ["folds is 1"]),
+        (1, 5, 0, ["2 patients with labels", "has 1"]),
+        (4, 2, -1, ["fold_seed is -1"]),
+    ],
+)
+def test_impossible_folds_are_explained(patients, folds, seed, words):
+    names = [f"p{i}" for i in range(patients)]
+    with pytest.raises(UserError) as error:
+        splits.make_splits(names, (), folds=folds, fold_seed=seed, draw_seed=0)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_select_nests_the_labelled_subsets():
+    made = make(LABELLED, UNLABELLED)
+    chosen = [splits.select(made, fold=1, labelled=size) for size in (1, 2, 4)]
+    for small, large in zip(chosen, chosen[1:], strict=False):
+        assert small.labelled == large.labelled[: len(small.labelled)]
+    assert set(chosen[-1].labelled) == set(chosen[-1].train)
+    assert chosen[0].unlabelled == ("u1", "u2")
+    assert chosen[0].test == ()
+    assert not set(chosen[0].train) & set(chosen[0].validation)
+
+
+@pytest.mark.parametrize(
+    ("fold", "labelled", "words"),
+    [
+        (5, 1, ["fold is 5", "0 to 4"]),
+        (-1, 1, ["fold is -1"]),
+        (0, 5, ["labelled is 5", "fold 0 has 4", "1 to 4"]),
+        (0, 0, ["labelled is 0"]),
+    ],
+)
+def test_select_states_what_there_is(fold, labelled, words):
+    with pytest.raises(UserError) as error:
+        splits.select(make(LABELLED), fold=fold, labelled=labelled)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_pretraining_sees_validation_and_test_only_when_transductive():
+    split = splits.Split(
+        train=("a", "b"),
+        labelled=("b",),
+        validation=("v",),
+        test=("t",),
+        unlabelled=("u",),
+    )
+    assert splits.pretraining_patients(split, transductive=False) == ("a", "b", "u")
+    everyone = splits.pretraining_patients(split, transductive=True)
+    assert sorted(everyone) == ["a", "b", "t", "u", "v"]
+
+
+def write(tmp_path, content):
+    path = tmp_path / "mine.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_a_made_file_reads_back_as_it_was(tmp_path):
+    made = make(LABELLED, UNLABELLED)
+    assert splits.read_splits(write(tmp_path, made), LABELLED, UNLABELLED) == made
+
+
+def test_a_short_file_is_completed(tmp_path):
+    fold = {"train": ["a2", "a3", "a1"], "validation": ["a4"]}
+    path = write(tmp_path, {"folds": [fold], "test": ["a5"]})
+    read = splits.read_splits(path, LABELLED, UNLABELLED, draw_seed=7)
+    draw = random.Random(7).sample(fold["train"], 3)
+    assert read["folds"] == [{**fold, "draw": draw}]
+    assert (read["unlabelled"], read["draw_seed"]) == (UNLABELLED, 7)
+    assert splits.select(read, fold=0, labelled=1).test == ("a5",)
+
+
+def test_numbers_are_taken_as_ids(tmp_path):
+    path = write(tmp_path, {"folds": [{"train": [1001], "validation": [1002]}]})
+    read = splits.read_splits(path, ["1001", "1002"], ())
+    assert read["folds"][0]["train"] == ["1001"]
+
+
+def test_a_labelled_patient_may_serve_as_an_unlabelled_one(tmp_path):
+    fold = {"train": ["a1"], "validation": ["a2"]}
+    path = write(tmp_path, {"folds": [fold], "unlabelled": ["a3", "u1"]})
+    read = splits.read_splits(path, LABELLED, UNLABELLED)
+    assert read["unlabelled"] == ["a3", "u1"]
+
+
+def one_fold(**changes):
+    return {"folds": [{"train": ["a1", "a2"], "validation": ["a3"], **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{no json", ["no JSON file", "line 1"]),
+        ([], ["list", '"folds"']),
+        ({}, ["'folds' is missing"]),
+        ({"folds": []}, ["'folds' is missing or empty"]),
+        ({"folds": [3]}, ["fold 0 is no object"]),
+        ({"folds": [{"train": ["a1"]}]}, ["fold 0 lacks the key 'validation'"]),
+        (one_fold(train=[]), ["fold 0, 'train' is empty"]),
+        (one_fold(validation=[]), ["fold 0, 'validation' is empty"]),
+        (one_fold(draw=[]), ["fold 0, 'draw' is empty"]),
+        (one_fold(train="a1"), ["'train' is not a list"]),
+        (one_fold(train=[["a1"]]), ["'train' is not a list"]),
+        (one_fold(train=["patient1"]), ["'patient1' is not in the dataset"]),
+        (one_fold(train=["a11", "a2"]), ["'a11'", "Did you mean 'a1'?"]),
+        (one_fold(train=["a1", "a3"]), ["'a3'", "'train'", "'validation'"]),
+        (one_fold(train=["a1", "a1"]), ["'a1' is named twice"]),
+        (one_fold(train=["a1", "u1"]), ["'u1' has no label", "'unlabelled'"]),
+        (one_fold(draw=["a4"]), ["'a4'", "'draw' but not in 'train'"]),
+        ({**one_fold(), "test": ["a3"]}, ["'a3'", "'validation'", "'test'"]),
+        ({**one_fold(), "test": ["u1"]}, ["'test'", "'u1' has no label"]),
+        ({**one_fold(), "unlabelled": ["a1"]}, ["'a1'", "'train'", "'unlabelled'"]),
+        ({**one_fold(), "draw_seed": "x"}, ["'draw_seed' is 'x'"]),
+    ],
+)
+def test_a_wrong_file_is_explained_in_one_line(tmp_path, content, words):
+    path = write(tmp_path, content)
+    with pytest.raises(UserError) as error:
+        splits.read_splits(path, LABELLED, UNLABELLED)
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="absent.json cannot be read"):
+        splits.read_splits(tmp_path / "absent.json", LABELLED, UNLABELLED)

@@ -1,0 +1,282 @@
+"""Comparisons of runs against hand-worked numbers; run directories; rendering."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from pclseg.errors import UserError
+from pclseg.evaluation import cases
+from pclseg.reports import tables
+
+NAMES = ("RV", "LV")
+
+
+def _row(case, class_name, dice, hd95=1.0, *, predicted=5):
+    return {
+        "case": case,
+        "patient": case,
+        "frame": "1",
+        "class": NAMES.index(class_name) + 1,
+        "class_name": class_name,
+        "dice": dice,
+        "hd95_mm": hd95,
+        "asd_mm": hd95 / 2,
+        "nsd": dice,
+        "predicted_voxels": predicted,
+        "labelled_voxels": 5,
+    }
+
+
+def _run(arm, fold, dice, *, labelled=2, seed=0, **more):
+    """`dice`: {case: (RV, LV)}."""
+    rows = [
+        _row(case, name, value)
+        for case, values in dice.items()
+        for name, value in zip(NAMES, values, strict=True)
+    ]
+    return tables.Run(
+        arm=arm, labelled=labelled, fold=fold, seed=seed, rows=rows, **more
+    )
+
+
+SCRATCH = [
+    _run("scratch", 0, {"a": (0.2, 0.4), "b": (0.4, 0.6)}),
+    _run("scratch", 1, {"c": (0.5, 0.7)}),
+]
+PCL = [
+    _run("pcl", 0, {"a": (0.6, 0.4), "b": (0.5, 0.8)}),
+    _run("pcl", 1, {"c": (0.4, 0.7)}),
+]
+
+
+def _line(table, arm, labelled="2"):
+    (row,) = [r for r in table.rows if r[0] == labelled and r[1] == arm]
+    return dict(zip(table.columns, row, strict=True))
+
+
+def _dice(runs, **options):
+    return tables.compare(runs, **({"baseline": None} | options)).tables[0]
+
+
+def test_mean_and_sd_are_over_folds():
+    folds = [(0.6 + 0.5) / 2, 0.4]
+    expected = {"mean": np.mean(folds), "sd": np.std(folds, ddof=1), "n": 2}
+    assert tables.fold_spread(PCL, "dice", "RV") == pytest.approx(expected)
+    folds = [(0.5 + 0.65) / 2, 0.55]  # classes of a case first
+    expected = {"mean": np.mean(folds), "sd": np.std(folds, ddof=1), "n": 2}
+    assert tables.fold_spread(PCL, "dice", None) == pytest.approx(expected)
+
+
+def test_seeds_of_a_fold_are_averaged_before_the_sd():
+    again = [_run("pcl", 0, {"a": (0.8, 0.4), "b": (0.7, 0.8)}, seed=1)]
+    folds = [(0.55 + 0.75) / 2, 0.4]
+    expected = {"mean": np.mean(folds), "sd": np.std(folds, ddof=1), "n": 2}
+    assert tables.fold_spread(PCL + again, "dice", "RV") == pytest.approx(expected)
+
+
+def test_difference_is_paired_over_cases():
+    differences = [0.4, 0.1, -0.1]
+    expected = {"mean": np.mean(differences), "sd": np.std(differences, ddof=1), "n": 3}
+    assert tables.paired_difference(PCL, SCRATCH, "dice", "RV") == pytest.approx(
+        expected
+    )
+    differences = [0.2, 0.15, -0.05]
+    expected = {"mean": np.mean(differences), "sd": np.std(differences, ddof=1), "n": 3}
+    assert tables.paired_difference(PCL, SCRATCH, "dice", None) == pytest.approx(
+        expected
+    )
+
+
+def test_difference_uses_only_cases_of_both_sides_and_equal_folds():
+    other = [
+        _run("pcl", 0, {"a": (0.6, 0.4), "z": (1, 1)}),
+        _run("pcl", 2, {"c": (1, 1)}),
+    ]
+    found = tables.paired_difference(other, SCRATCH, "dice", "RV")
+    assert found == {"mean": pytest.approx(0.4), "sd": None, "n": 1}
+    assert tables.paired_difference(other, SCRATCH[1:], "dice", "RV")["n"] == 0
+
+
+def test_a_test_case_of_every_fold_counts_once():
+    ours = [_run("pcl", fold, {"t": (0.5 + fold / 10, 0)}) for fold in range(3)]
+    theirs = [_run("scratch", fold, {"t": (0.2, 0)}) for fold in range(3)]
+    found = tables.paired_difference(ours, theirs, "dice", "RV")
+    assert found == {"mean": pytest.approx(0.4), "sd": None, "n": 1}
+
+
+def test_missing_an_organ_gives_no_better_distance_in_the_paired_mean():
+    # Alone, the mean HD95 over classes falls from 6 to 2 as the far LV is missed.
+    found = [_row("a", "RV", 0.8, 2.0), _row("a", "LV", 0.5, 10.0)]
+    missed = [found[0], _row("a", "LV", 0.0, math.nan, predicted=0)]
+    run = {"labelled": 2, "fold": 0, "seed": 0}
+    theirs = [tables.Run(arm="scratch", rows=found, **run)]
+    ours = [tables.Run(arm="pcl", rows=missed, **run)]
+    difference = tables.paired_difference(ours, theirs, "hd95_mm", None)
+    assert difference == {"mean": 0, "sd": None, "n": 1}
+    line = _line(tables.compare(theirs + ours, baseline=None).tables[1], "pcl")
+    assert (line["LV"], line["left out"]) == ("-", "1 one empty")
+
+
+def test_table_shows_arms_differences_and_counts():
+    table = _dice(SCRATCH + PCL)
+    assert [row[1] for row in table.rows] == ["scratch", "pcl", "pcl - scratch"]
+    pcl = _line(table, "pcl")
+    assert [pcl[key] for key in tables.FACTS] == ["2", "pcl", "2", "1", "3"]
+    assert (pcl["RV"], pcl["left out"]) == ("0.475 ± 0.106", "0")
+    assert _line(table, "pcl - scratch")["RV"] == "+0.133 ± 0.252 (n 3)"
+
+
+def test_one_fold_has_no_sd_and_an_incomplete_metric_says_so():
+    assert _line(_dice(SCRATCH[:1]), "scratch")["RV"] == "0.300"
+    half = [*SCRATCH[:1], _run("scratch", 1, {"c": (math.nan, 0.7)})]
+    assert _line(_dice(half), "scratch")["RV"] == "0.300 (n 1)"
+
+
+def test_rows_are_sorted_by_label_count_with_the_baseline_first():
+    more = [_run(arm, 0, {"a": (0.9, 0.9)}, labelled=10) for arm in ("pcl", "scratch")]
+    table = _dice(more + PCL + SCRATCH, baseline="scratch")
+    arms = ["scratch", "pcl", "pcl - scratch"]
+    assert [row[:2] for row in table.rows] == [
+        (m, a) for m in ("2", "10") for a in arms
+    ]
+
+
+def test_no_difference_where_the_baseline_lacks_the_label_count():
+    table = _dice(SCRATCH + [_run("pcl", 0, {"a": (1, 1)}, labelled=6)])
+    assert [row[1] for row in table.rows] == ["scratch", "pcl"]
+
+
+def test_pooled_dice_of_the_authors_has_its_own_table():
+    pooled = [
+        {"dice_pooled_best": 0.5 + f, "dice_pooled_last": 0.4} for f in (0.0, 0.1)
+    ]
+    runs = [r | {"pooled": p} for r, p in zip(SCRATCH, pooled, strict=True)]
+    table = tables.compare(runs + PCL, baseline=None).tables[-1]
+    assert "Pooled Dice of the authors" in table.title
+    line = _line(table, "scratch")
+    assert (line["best epoch"], line["last epoch"]) == (
+        "0.550 ± 0.071",
+        "0.400 ± 0.000",
+    )
+    assert _line(table, "pcl")["best epoch"] == "-"
+
+
+def test_transductive_runs_are_stamped_and_kept_apart():
+    stamped = [run | {"transductive": True} for run in PCL]
+    comparison = tables.compare(SCRATCH + PCL + stamped, baseline="scratch")
+    arms = {row[1] for row in comparison.tables[0].rows}
+    assert {"pcl", "pcl [transductive]"} <= arms
+    for text in (tables.as_text(comparison), tables.as_markdown(comparison)):
+        assert tables.TRANSDUCTIVE_LEGEND in text
+    assert tables.TRANSDUCTIVE_LEGEND not in tables.compare(PCL, baseline=None).legend
+
+
+@pytest.mark.parametrize(
+    ("runs", "baseline", "message"),
+    [
+        ([], None, "no run to compare"),
+        (SCRATCH, "skratch", "no arm of these runs.*Did you mean 'scratch'"),
+        (SCRATCH + SCRATCH[:1], None, "two runs are arm 'scratch', 2 labelled, fold 0"),
+        (
+            [
+                _run("x", 0, {"a": (1, 1)}, tolerance_mm=1.0),
+                _run("x", 1, {"b": (1, 1)}, tolerance_mm=2.0),
+            ],
+            None,
+            "tolerances of 1.0 and 2.0 mm",
+        ),
+        (
+            [
+                *SCRATCH,
+                tables.Run(
+                    arm="x", labelled=2, fold=0, seed=0, rows=[_row("a", "RV", 1)]
+                ),
+            ],
+            None,
+            "arm 'x', fold 0 has the classes RV, but the first run RV, LV",
+        ),
+    ],
+    ids=["none", "baseline", "twice", "tolerance", "classes"],
+)
+def test_runs_that_cannot_be_compared_are_named(runs, baseline, message):
+    with pytest.raises(UserError, match=message):
+        tables.compare(runs, baseline=baseline)
+
+
+def test_markdown_is_a_table_even_with_bars_in_names():
+    bar = [run | {"arm": "a|b"} for run in SCRATCH]
+    comparison = tables.compare(bar, baseline=None)
+    block = tables.as_markdown(comparison).split("\n\n")[1].splitlines()
+    assert block[1].startswith("| --- | --- |")
+    bars = {line.replace("\\|", "").count("|") for line in block}
+    assert bars == {len(comparison.tables[0].columns) + 1}
+
+
+def test_text_columns_are_aligned():
+    text = tables.as_text(tables.compare(SCRATCH + PCL, baseline=None))
+    title, head, rule, *rows = text.split("\n\n")[0].splitlines()
+    assert title == "Dice per case (higher is better)"
+    assert set(rule) == {"-"} and len(rule) >= max(map(len, [head, *rows]))
+    column = head.index("RV")
+    assert all(row[column - 1] == " " and row[column] in "0+" for row in rows)
+
+
+def write_run(folder, run, *, init_from="pretrain", transductive=False):
+    """A run directory as a finished training leaves it."""
+    folder.mkdir(parents=True)
+    split = {"labelled": run["labelled"], "fold": run["fold"]}
+    config = {
+        "arm": run["arm"],
+        "seed": run["seed"],
+        "data": {"split": split, "transductive": transductive},
+        "finetune": {"init_from": init_from},
+        "evaluate": {"tolerance_mm": 2.0},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    pooled = {"mean": 0.25, "classes": {"RV": 0.2, "LV": 0.3}}
+    summary = {"dice_pooled_best": pooled, "dice_pooled_last": None}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    cases.write_cases(folder / "cases.csv", run["rows"])
+    return folder
+
+
+def test_run_directory_is_read_back(tmp_path):
+    run = tables.read_run(write_run(tmp_path / "run", SCRATCH[1]))
+    assert {key: run[key] for key in SCRATCH[1]} == SCRATCH[1]
+    assert run["pooled"] == {"dice_pooled_best": 0.25}
+    assert run["tolerance_mm"] == 2
+    assert not run["transductive"]
+
+
+def test_only_a_run_with_pretraining_can_be_transductive(tmp_path):
+    pcl = write_run(tmp_path / "pcl", PCL[0], transductive=True)
+    scratch = write_run(tmp_path / "s", SCRATCH[0], transductive=True, init_from="")
+    assert tables.read_run(pcl)["transductive"]
+    assert not tables.read_run(scratch)["transductive"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("config.json", "is no run directory: it has no config.json"),
+        ("summary.json", "is not finished: it has no summary.json"),
+        ("cases.csv", "is not finished: it has no cases.csv"),
+    ],
+)
+def test_unfinished_run_is_named(tmp_path, missing, message):
+    folder = write_run(tmp_path / "run", SCRATCH[0])
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match=f"run {message}"):
+        tables.read_run(folder)
+
+
+def test_run_without_cases_and_foreign_config_are_named(tmp_path):
+    empty = write_run(tmp_path / "empty", SCRATCH[0] | {"rows": []})
+    with pytest.raises(UserError, match="cases.csv holds no case"):
+        tables.read_run(empty)
+    foreign = write_run(tmp_path / "foreign", SCRATCH[0])
+    (foreign / "config.json").write_text('{"data": {}}')
+    with pytest.raises(UserError, match="foreign: config.json .* lacks 'arm'"):
+        tables.read_run(foreign)

@@ -1,0 +1,101 @@
+"""Transfer of the encoder: what is copied, what is not, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from pclseg import models
+from pclseg.errors import UserError
+from pclseg.train.transfer import transfer
+
+IMAGES = jnp.zeros((1, 16, 16, 1))
+
+
+def _variables(name, fill, **fields):
+    model = models.make(
+        name, **{"width": 2, "dtype": "float32", "bn_groups": 1, **fields}
+    )
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=False))
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, fill, "float32"), shapes)
+
+
+@pytest.fixture
+def source():
+    return _variables("unet2d_contrast", 1.0, out_dim=3)
+
+
+@pytest.fixture
+def target():
+    return _variables("unet2d", 0.0, num_classes=3)
+
+
+def test_every_encoder_leaf_is_copied_and_no_other(source, target):
+    merged, receipt = transfer(source, target)
+    assert jax.tree.structure(merged) == jax.tree.structure(target)
+    for path, leaf in traverse_util.flatten_dict(merged).items():
+        assert (leaf == (1.0 if path[1] == "encoder" else 0.0)).all(), path
+    # Kernels and biases of 10 convolutions; scale, shift and statistics of 8 norms.
+    assert len(receipt.loaded) == 10 * 2 + 8 * 4
+    assert ("batch_stats/encoder/level4/norm2/var", (16,)) in receipt.loaded
+    assert ("params/encoder/centre/conv2/kernel", (3, 3, 32, 32)) in receipt.loaded
+
+
+def test_receipt_lists_what_was_skipped_and_what_is_fresh(source, target):
+    _, receipt = transfer(source, target)
+    assert receipt.skipped == (
+        ("params/head/dense1/bias", (32,)),
+        ("params/head/dense1/kernel", (32, 32)),
+        ("params/head/dense2/bias", (3,)),
+        ("params/head/dense2/kernel", (32, 3)),
+    )
+    leaves = traverse_util.flatten_dict(target, sep="/")
+    assert {path for path, _ in receipt.fresh} == {
+        path for path in leaves if "/decoder/" in path
+    }
+
+
+def test_text_counts_the_leaves_and_shows_shapes_by_layer(source, target):
+    text = transfer(source, target)[1].text()
+    assert text.splitlines()[:3] == [
+        "loaded     52 leaves       19,258 numbers",
+        "skipped     4 leaves        1,155 numbers",
+        "fresh      57 leaves       12,546 numbers",
+    ]
+    assert "skipped  params/head/dense2: bias (3,), kernel (32, 3)" in text
+    assert "loaded   batch_stats/encoder/level1/norm1: mean (2,), var (2,)" in text
+
+
+def test_other_width_is_refused_with_the_first_differing_leaf(source):
+    target = _variables("unet2d", 0.0, num_classes=3, width=3)
+    with pytest.raises(UserError) as error:
+        transfer(source, target)
+    message = str(error.value)
+    first = next(
+        "/".join(path)
+        for path in traverse_util.flatten_dict(target)
+        if path[1] == "encoder"
+    )
+    assert first in message
+    assert "is (32,) in the source, but (48,) in the new network" in message
+    assert "model.width" in message
+    assert "\n" not in message
+
+
+def test_missing_and_surplus_leaves_are_refused(source, target):
+    del source["params"]["encoder"]["level2"]["conv1"]["bias"]
+    with pytest.raises(UserError, match="level2/conv1/bias is missing in the source"):
+        transfer(source, target)
+    with pytest.raises(UserError, match=r"is \(4,\) in the source, but missing"):
+        transfer(target, source)
+
+
+def test_prefix_that_the_target_lacks_is_refused(source, target):
+    with pytest.raises(UserError, match="no 'teacher'"):
+        transfer(source, target, prefix="teacher")
+
+
+def test_inputs_are_left_as_they_were(source, target):
+    transfer(source, target)
+    assert all((leaf == 0.0).all() for leaf in jax.tree.leaves(target))
