@@ -24,7 +24,7 @@ help:  ## Show this list
 venv: $(INSTALLED)  ## Build .venv from the lock, hashes checked
 
 # The back end comes first, so that later builds can do without a network of their own.
-$(INSTALLED): requirements/build.lock requirements/$(EXTRA).lock pyproject.toml
+$(INSTALLED): requirements/build.lock requirements/$(EXTRA).lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	(3, 11) <= v <= (3, 13) or sys.exit("$(PYTHON) is Python %d.%d; pclseg needs " \
 	"3.11 to 3.13: name one, such as `make PYTHON=python3.12`." % v)'

@@ -1,4 +1,4 @@
-"""GCL instead of PCL on acdc; all else as `pcl_acdc.py`, so that budgets are equal.
+"""GCL instead of PCL; all else as `pcl_acdc.py`, so that budgets are equal.
 
 python -m pclseg.main --config=configs/gcl_acdc.py --workdir=runs/gcl_acdc
 """

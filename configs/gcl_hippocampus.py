@@ -1,4 +1,4 @@
-"""GCL instead of PCL on hippocampus; all else as `pcl_hippocampus.py`, so that budgets are equal.
+"""GCL instead of PCL; all else as `pcl_hippocampus.py`, so that budgets are equal.
 
 python -m pclseg.main --config=configs/gcl_hippocampus.py --workdir=runs/gcl_hippocampus
 """

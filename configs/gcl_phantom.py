@@ -1,4 +1,4 @@
-"""GCL instead of PCL on phantom; all else as `pcl_phantom.py`, so that budgets are equal.
+"""GCL instead of PCL; all else as `pcl_phantom.py`, so that budgets are equal.
 
 python -m pclseg.main --config=configs/gcl_phantom.py --workdir=runs/gcl_phantom
 """

@@ -1,4 +1,4 @@
-"""The baseline on acdc: fine-tuning from random weights; all else as `pcl_acdc.py`.
+"""The baseline: fine-tuning from random weights; all else as `pcl_acdc.py`.
 
 python -m pclseg.main --config=configs/scratch_acdc.py --workdir=runs/scratch_acdc
 """

@@ -1,6 +1,7 @@
-"""The baseline on hippocampus: fine-tuning from random weights; all else as `pcl_hippocampus.py`.
+r"""The baseline: fine-tuning from random weights; all else as `pcl_hippocampus.py`.
 
-python -m pclseg.main --config=configs/scratch_hippocampus.py --workdir=runs/scratch_hippocampus
+python -m pclseg.main --config=configs/scratch_hippocampus.py \
+    --workdir=runs/scratch_hippocampus
 """
 
 import ml_collections

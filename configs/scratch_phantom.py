@@ -1,4 +1,4 @@
-"""The baseline on phantom: fine-tuning from random weights; all else as `pcl_phantom.py`.
+"""The baseline: fine-tuning from random weights; all else as `pcl_phantom.py`.
 
 python -m pclseg.main --config=configs/scratch_phantom.py --workdir=runs/scratch_phantom
 """

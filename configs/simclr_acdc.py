@@ -1,4 +1,4 @@
-"""SimCLR instead of PCL on acdc; all else as `pcl_acdc.py`, so that budgets are equal.
+"""SimCLR instead of PCL; all else as `pcl_acdc.py`, so that budgets are equal.
 
 python -m pclseg.main --config=configs/simclr_acdc.py --workdir=runs/simclr_acdc
 """

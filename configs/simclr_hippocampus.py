@@ -1,6 +1,7 @@
-"""SimCLR instead of PCL on hippocampus; all else as `pcl_hippocampus.py`, so that budgets are equal.
+r"""SimCLR instead of PCL; all else as `pcl_hippocampus.py`, so that budgets are equal.
 
-python -m pclseg.main --config=configs/simclr_hippocampus.py --workdir=runs/simclr_hippocampus
+python -m pclseg.main --config=configs/simclr_hippocampus.py \
+    --workdir=runs/simclr_hippocampus
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""SimCLR instead of PCL on phantom; all else as `pcl_phantom.py`, so that budgets are equal.
+"""SimCLR instead of PCL; all else as `pcl_phantom.py`, so that budgets are equal.
 
 python -m pclseg.main --config=configs/simclr_phantom.py --workdir=runs/simclr_phantom
 """

@@ -21,7 +21,7 @@ KEYS: dict[str, tuple[str, int, str]] = {
 
 
 def check_batch(batch: Mapping[str, np.ndarray], keys: Iterable[str]) -> None:
-    """Raises ValueError unless `batch` holds `keys` with the contract's dtypes and ranks."""
+    """Raises ValueError unless `batch` holds `keys` with the dtypes and ranks above."""
     for key in sorted(keys):
         dtype, rank, meaning = KEYS[key]
         if key not in batch:

@@ -1,9 +1,10 @@
-"""From a config to what runs: the volumes, the splits, and every stage ready to train."""
+"""From a config to what runs: volumes, splits, and every stage ready to train."""
 
+import contextlib
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ import optax
 
 from pclseg import augment, methods, models, parallel
 from pclseg.batch import KEYS
-from pclseg.data import datasets, prepare, slices, splits
+from pclseg.data import check_pipeline, datasets, prepare, slices, splits
 from pclseg.data.datasets.base import Dataset
 from pclseg.data.headers import header_infos
 from pclseg.data.plan import Plan
 from pclseg.data.tfds_store import CaseInfo
 from pclseg.errors import UserError
+from pclseg.files import read_json
 from pclseg.methods.base import Batch, Method
-from pclseg.named import checked_call
+from pclseg.named import checked_call, nearest
 from pclseg.state import TrainState
 from pclseg.train import optimizer
+from pclseg.train.checkpoint import load_weights
 from pclseg.train.step import init_state
 from pclseg.train.transfer import transfer
 
@@ -62,10 +65,11 @@ class Stage:
             "label": (height, width),
             "position_bits": (3,),
         }
-        return {
+        zeros: Any = {
             key: np.zeros((num_rows, *shapes.get(key, ())), KEYS[key][0])
             for key in self.method.batch_keys
         }
+        return zeros
 
     def init(self) -> TrainState:
         """The state before the first step, from the stage's own key."""
@@ -81,32 +85,99 @@ class Stage:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outline:
+    """A run as its config and the headers of its files promise it; no voxel is read.
+
+    Attributes:
+        dataset: cases and classes.
+        infos: what the store will say of its volumes.
+        split: of the run's fold.
+        all_splits: of every fold, for `splits.json`.
+        stages: by name, in their order.
+    """
+
+    dataset: Dataset
+    infos: tuple[CaseInfo, ...]
+    split: splits.Split
+    all_splits: dict[str, Any]
+    stages: dict[str, Stage]
+
+
+def outline(config: ml_collections.ConfigDict) -> Outline:
+    """Builds what can be built before voxels are read.
+
+    Raises:
+        UserError: a setting that is unknown, missing or does not fit; files that are
+            missing or whose headers are damaged; folds that do not work out; weights to
+            start from that do not fit.
+    """
+    for name in config.stages:  # first what needs no files
+        with _about(f"config.{name}"):
+            build_method(config[name])
+    check_pipeline(config.data.pipeline)
+    dataset, infos, split, all_splits = plan_data(config.data)
+    stages = build_stages(config, infos, split, len(dataset.class_names))
+    check_sources(stages, split, transductive=config.data.transductive)
+    return Outline(
+        dataset=dataset,
+        infos=infos,
+        split=split,
+        all_splits=all_splits,
+        stages=stages,
+    )
+
+
+@contextlib.contextmanager
+def _about(key: str) -> Iterator[None]:
+    """Puts a key of the config in front of a UserError that is raised inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
 def open_dataset(data: ml_collections.ConfigDict) -> Dataset:
     """Lists the cases of `config.data`; nothing is decoded.
 
     The phantom, which pclseg makes itself, is written where it is missing.
 
     Raises:
-        UserError: unknown dataset, missing folder or files.
+        UserError: unknown dataset or option, missing folder or files.
     """
     settings = {"raw_dir": data.raw_dir, **_plain(data.options)}
-    datasets.generate(data.name, **settings)
-    return datasets.make(data.name, **settings)
+    try:
+        datasets.generate(data.name, **settings)
+        return datasets.make(data.name, **settings)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or data.raw_dir}: {error.strerror}; mend its permissions,"
+            " or set config.data.raw_dir to another folder."
+        ) from error
 
 
 def prepare_dataset(
     data: ml_collections.ConfigDict, dataset: Dataset, report: Callable[[str], None]
 ) -> Path:
-    """Prepares the volumes, once; returns the store's folder."""
-    settings = {key: _plain(value) for key, value in data.prepare.items()}
-    return checked_call(
-        prepare.prepare,
-        "config.data.prepare",
-        dataset=dataset,
-        store_dir=Path(data.store_dir),
-        report=report,
-        **settings,
-    )
+    """Prepares the volumes, once; returns the store's folder.
+
+    Raises:
+        UserError: a volume that cannot be used, or a store that cannot be written.
+    """
+    try:
+        return checked_call(
+            prepare.prepare,
+            "config.data.prepare",
+            dataset=dataset,
+            store_dir=Path(data.store_dir),
+            report=report,
+            **_plain(data.prepare),
+        )
+    except OSError as error:
+        raise UserError(
+            f"config.data.store_dir: {error.filename or data.store_dir} cannot be"
+            f" written: {error.strerror}; free space, or choose another folder."
+        ) from error
 
 
 def make_splits(
@@ -142,7 +213,8 @@ def rows_of(
         infos: of the store.
         split: who is in which part.
         subset: "train", every volume that pre-training may see, once; "labelled", the
-            labelled volumes of the drawn patients; "validation" and "test", labelled ones.
+            labelled volumes of the drawn patients; "validation" and "test", the
+            labelled volumes of those patients.
         transductive: pre-training may see the images of validation and test patients.
 
     Raises:
@@ -163,6 +235,7 @@ def rows_of(
     if subset not in members:
         raise UserError(
             f"subset {subset!r} is unknown; known are: train, {', '.join(members)}."
+            f"{nearest(subset, ['train', *members])}"
         )
     chosen = set(members[subset])
     return [
@@ -178,7 +251,6 @@ def build_stage(
     infos: Sequence[CaseInfo],
     split: splits.Split,
     num_classes: int,
-    devices: Sequence[jax.Device],
 ) -> Stage:
     """Builds the stage `name` of `config`.
 
@@ -188,32 +260,17 @@ def build_stage(
         infos: of the store, or what the file headers promise.
         split: of the run's fold.
         num_classes: of the dataset, background included.
-        devices: that the step will run on.
 
     Raises:
         UserError: a setting that is unknown, missing or does not fit the data.
     """
-    here = f"config.{name}"
     stage = config[name]
-    wanted = stage.model.get("num_classes", num_classes)
-    if wanted != num_classes:
-        raise UserError(
-            f"{here}.model.num_classes is {wanted}, but the dataset has {num_classes} classes,"
-            f" background included; set --{here}.model.num_classes={num_classes}."
-        )
-    axis_name = parallel.AXIS
+    method = build_method(stage)
+    _check_fits(stage, method, num_classes)
     number = zlib.crc32(name.encode())  # the same stage draws the same in every arm
-    method = methods.make(
-        model=models.make(axis_name=axis_name, **_plain(stage.model)),
-        augment=augment.make(**_plain(stage.augment)),
-        axis_name=axis_name,
-        **_plain(stage.method),
-    )
     rows = rows_of(
         infos, split, stage.data.subset, transductive=config.data.transductive
     )
-    if not rows:
-        raise UserError(f"{here}.data.subset={stage.data.subset!r} holds no volume.")
     plan = Plan(
         table=slices.slice_table(infos, rows),
         seed=config.seed + number,
@@ -227,10 +284,7 @@ def build_stage(
         stage.train.epochs * plan.steps_per_epoch
     )
     tx, schedule = checked_call(
-        optimizer.make,
-        f"{here}.optimizer",
-        total_steps=num_steps,
-        **_plain(stage.optimizer),
+        optimizer.make, "optimizer", total_steps=num_steps, **_plain(stage.optimizer)
     )
     return Stage(
         name=name,
@@ -241,7 +295,46 @@ def build_stage(
         plan=plan,
         num_steps=num_steps,
         key=jax.random.fold_in(jax.random.key(config.seed), number),
-        axis_name=axis_name,
+        axis_name=parallel.AXIS,
+    )
+
+
+def _check_fits(
+    stage: ml_collections.ConfigDict, method: Method, num_classes: int
+) -> None:
+    """Raises UserError where method, model, subset and classes do not go together."""
+    what, subset = stage.method.name, stage.data.subset
+    classes = stage.model.get("num_classes", 0)
+    if method.predict is not None and not classes:
+        raise UserError(
+            f"method {what!r} segments, but model {stage.model.name!r} has no"
+            " num_classes; use model.name='unet2d'."
+        )
+    if method.embed is not None and classes:
+        raise UserError(
+            f"method {what!r} embeds whole slices, but model {stage.model.name!r}"
+            " segments; use model.name='unet2d_contrast'."
+        )
+    if classes and classes != num_classes:
+        raise UserError(
+            f"model.num_classes is {classes}, but the dataset has {num_classes}"
+            f" classes, background included; set model.num_classes={num_classes}."
+        )
+    if "label" in method.batch_keys and subset != "labelled":
+        raise UserError(
+            f"data.subset is {subset!r}, but method {what!r} learns from labels; set"
+            " data.subset=labelled, and config.data.split.labelled to the number of"
+            " patients."
+        )
+
+
+def build_method(stage: ml_collections.ConfigDict) -> Method:
+    """The method of a stage's config, with its model and augmentation."""
+    return methods.make(
+        model=models.make(axis_name=parallel.AXIS, **_plain(stage.model)),
+        augment=augment.make(**_plain(stage.augment)),
+        axis_name=parallel.AXIS,
+        **_plain(stage.method),
     )
 
 
@@ -269,83 +362,82 @@ def build_stages(
     infos: Sequence[CaseInfo],
     split: splits.Split,
     num_classes: int,
-    devices: Sequence[jax.Device],
 ) -> dict[str, Stage]:
-    """Builds every stage of the config and checks that their weights fit each other."""
-    stages = {
-        name: build_stage(config, name, infos, split, num_classes, devices)
-        for name in config.stages
-    }
+    """Builds every stage of the config and checks that their weights fit each other.
+
+    The arguments are those of `build_stage`, as are the errors.
+    """
+    stages = {}
+    for name in config.stages:
+        with _about(f"config.{name}"):
+            stages[name] = build_stage(config, name, infos, split, num_classes)
     check_transfers(stages)
     return stages
 
 
 def check_transfers(stages: Mapping[str, Stage]) -> None:
-    """Checks that every stage fits the earlier one it starts from, before any is trained.
+    """Checks that every stage fits the earlier one it starts from.
 
     Raises:
         UserError: with the first leaf that differs.
     """
-    for stage in stages.values():
+    for name, stage in stages.items():
         if source := stages.get(stage.config.init_from):
-            transfer(
-                weights(source.abstract()), weights(stage.abstract()), prefix="encoder"
-            )
+            with _about(f"config.{name}.init_from={source.name}"):
+                transfer(
+                    weights(source.abstract()),
+                    weights(stage.abstract()),
+                    prefix="encoder",
+                )
+
+
+def check_sources(
+    stages: Mapping[str, Stage], split: splits.Split, *, transductive: bool
+) -> None:
+    """Checks the stages of other runs that stages start from.
+
+    Raises:
+        UserError: no checkpoint, other shapes, or patients that this run holds out.
+    """
+    for name, stage in stages.items():
+        source = stage.config.init_from
+        if source and source not in stages:
+            with _about(f"config.{name}.init_from"):
+                seen_patients(Path(source), split, transductive=transductive)
+                _, params, batch_stats = load_weights(Path(source) / "checkpoints")
+                transfer(
+                    {"params": params, "batch_stats": batch_stats},
+                    weights(stage.abstract()),
+                    prefix="encoder",
+                )
+
+
+def seen_patients(
+    folder: Path, split: splits.Split, *, transductive: bool
+) -> list[str]:
+    """Patients that the weights in `folder`, RUN/STAGE, have seen.
+
+    Raises:
+        UserError: this run validates or tests on one of them and is not `transductive`.
+    """
+    if not (folder / "patients.json").is_file():
+        raise UserError(
+            f"{folder} is no folder RUN/STAGE of a run: it holds no patients.json."
+        )
+    seen = read_json(folder / "patients.json")
+    leaked = sorted({*split.validation, *split.test}.intersection(seen))
+    if leaked and not transductive:
+        raise UserError(
+            f"{folder} was trained on {len(leaked)} patients that this run validates or"
+            f" tests on, {leaked[0]} first; use weights of the same fold, or set"
+            " --config.data.transductive=True."
+        )
+    return seen
 
 
 def weights(state: TrainState) -> dict[str, Any]:
     """Parameters and batch statistics of a state, as `transfer` takes them."""
     return {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
-
-
-def describe(stage: Stage, devices: Sequence[jax.Device]) -> str:
-    """What a dry run prints of a stage: data, steps, shapes, parameters, memory."""
-    plan, state = stage.plan, stage.abstract()
-    batch_size = plan.batch_size
-    lines = [
-        f"{stage.name}: method {stage.config.method.name}, {stage.plan.num_slices} slices of"
-        f" {stage.plan.num_volumes} volumes",
-        f"  batch {batch_size} slices of {plan.crop_size[0]}x{plan.crop_size[1]} on"
-        f" {len(devices)} device(s), {plan.steps_per_epoch} steps an epoch,"
-        f" {stage.num_steps} steps",
-        f"  parameters {_count(state.params):,}; state {_bytes(state) / 2**20:.1f} MiB",
-        f"  activations kept for the gradient"
-        f" {_residual_bytes(stage, devices) / 2**20:.1f} MiB a device",
-    ]
-    for name, value in sorted(stage.example(batch_size).items()):
-        lines.append(f"  batch[{name!r}] {value.dtype} {list(value.shape)}")
-    if positives := stage.method.positives:
-        names = (stage.method.batch_keys | {"index"}) - {"image"}
-        batches = [slices.attributes(plan.rows(step), names) for step in range(5)]
-        numbers = np.concatenate([np.asarray(positives(batch)) for batch in batches])
-        lines.append(
-            f"  positives per anchor: mean {numbers.mean():.1f}, least {numbers.min()}, most"
-            f" {numbers.max()} of {2 * batch_size - 1} keys (first 5 steps)"
-        )
-    return "\n".join(lines)
-
-
-def _residual_bytes(stage: Stage, devices: Sequence[jax.Device]) -> int:
-    """Bytes of what one device's share of the forward pass keeps for the backward pass."""
-
-    def backward(state: TrainState, batch: Batch, key: jax.Array) -> Any:
-        return jax.vjp(
-            lambda p: stage.method.loss(p, state, batch, key)[0], state.params
-        )[1]
-
-    batch = parallel.shard(stage.example(stage.plan.batch_size), len(devices))
-    kept = jax.eval_shape(
-        parallel.pmap_shares(backward, devices), stage.abstract(), batch, stage.key
-    )
-    return _bytes(kept) // len(devices)
-
-
-def _count(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _plain(value: Any) -> Any:

@@ -1,15 +1,112 @@
-"""Config files: their argument, and the checks that need more than one section."""
+"""Config files: how they are loaded, and changed by `--config.KEY=VALUE`."""
 
 import json
+import re
 import runpy
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
 from pclseg.errors import UserError
 from pclseg.named import nearest
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+
+
+def load_config(argument: str) -> ml_collections.ConfigDict:
+    """The locked config that `get_config` of a file returns.
+
+    Args:
+        argument: `FILE.py`, or `FILE.py:ARG` for `get_config(ARG)`.
+
+    Raises:
+        UserError: no such file, or a mistake in it; the message names file and line.
+    """
+    file, colon, arg = argument.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.py")])
+        raise UserError(f"--config: there is no file {file!r}.{near}")
+    try:
+        get_config = runpy.run_path(file).get("get_config")
+        if get_config is None:
+            raise UserError(f"{file} defines no function get_config.")
+        config = get_config(arg) if colon else get_config()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's code may raise
+        raise UserError(
+            f"{_where(error, path)}: {type(error).__name__}:"
+            f" {getattr(error, 'msg', error)}"
+        ) from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"{file}: get_config returns no ml_collections.ConfigDict.")
+    return config.lock()
+
+
+def _where(error: Exception, path: Path) -> str:
+    """`file, line N` of the last line of a config file that led to the error."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename).parent == path.parent:
+            return f"{frame.filename}, line {frame.lineno}"
+    return str(path)
+
+
+def override(config: ml_collections.ConfigDict, args: Sequence[str]) -> None:
+    """Sets values of `config` by arguments such as `--config.data.split.fold=3`.
+
+    Raises:
+        UserError: an unknown key, with the nearest one, or a value of another type.
+    """
+    for arg in args:
+        if found := _OVERRIDE.match(arg):
+            _value(config, found[1])
+    values = flags.FlagValues()
+    argv = ["", *args]
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=argv
+        )
+        rest = values(argv)[1:]
+    except flags.IllegalFlagValueError as error:
+        arg = str(error).partition(": ")[0].removeprefix("flag ")
+        key = arg.partition("=")[0].removeprefix("--config.")
+        raise UserError(
+            f"{arg}: expected a value like the config's own, {_value(config, key)!r}."
+        ) from error
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+    if rest:
+        raise UserError(f"{rest[0]!r} is no flag; flags look like --config=FILE.")
+
+
+def is_override(arg: str) -> bool:
+    """Whether a command-line argument sets a value of the config."""
+    return _OVERRIDE.match(arg) is not None
+
+
+def _value(config: ml_collections.ConfigDict, key: str) -> Any:
+    """The value of `key`, e.g. "data.split.fold"."""
+    section: Any = config
+    here = "config"
+    for name in key.split("."):
+        if not isinstance(section, ml_collections.ConfigDict):
+            raise UserError(f"--config.{key}: {here} is a value and has no keys.")
+        if name not in section:
+            raise UserError(
+                f"--config.{key}: {here} has no key {name!r}; it has:"
+                f" {', '.join(section)}.{nearest(name, section)}"
+            )
+        section, here = section[name], f"{here}.{name}"
+    return section
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> SimpleNamespace:
@@ -27,8 +124,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> SimpleNamespace:
         name, equals, text = item.partition("=")
         if name not in defaults or not equals:
             raise UserError(
-                f"config argument {item!r} is unknown; expected name=value with a name of:"
-                f" {', '.join(defaults)}.{nearest(name, defaults)}"
+                f"config argument {item!r} is unknown; expected name=value with a name"
+                f" of: {', '.join(defaults)}.{nearest(name, defaults)}"
             )
         kind = type(defaults[name])
         try:
@@ -46,87 +143,17 @@ def pick(what: str, name: str, choices: dict[str, Any]) -> Any:
     """`choices[name]`, with a UserError that lists the choices."""
     if name not in choices:
         raise UserError(
-            f"config argument {what}={name!r} is unknown; known are: {', '.join(choices)}."
-            f"{nearest(name, choices)}"
+            f"config argument {what}={name!r} is unknown; known are:"
+            f" {', '.join(choices)}.{nearest(name, choices)}"
         )
     return choices[name]
 
 
 def sibling(file: str, name: str, arg: str | None) -> ml_collections.ConfigDict:
-    """The config of file `name` beside the config file `file`, to change what differs."""
+    """The config of file `name` beside the file `file`, to change what differs."""
     return runpy.run_path(str(Path(file).with_name(name)))["get_config"](arg)
 
 
 def as_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The config as plain nested dicts with lists for tuples, as its JSON file holds it."""
+    """The config as plain dicts, with lists for tuples, as its JSON file holds it."""
     return json.loads(config.to_json_best_effort())
-
-
-def check_config(config: ml_collections.ConfigDict, num_devices: int) -> None:
-    """Checks what no single section can: sizes, devices, the order of stages.
-
-    Raises:
-        UserError: naming the key, its value and what was expected.
-    """
-    for section in ("seed", "stages", "data", "evaluate"):
-        if section not in config:
-            raise UserError(
-                f"the config lacks config.{section}; compare configs/pcl_acdc.py."
-            )
-    if not config.stages:
-        raise UserError(
-            "config.stages is empty; expected e.g. ('pretrain', 'finetune')."
-        )
-    for number, name in enumerate(config.stages):
-        if name not in config:
-            raise UserError(
-                f"config.stages names {name!r}, but there is no config.{name}."
-            )
-        _check_stage(name, config[name], config.stages[:number], num_devices)
-
-
-def _check_stage(
-    name: str,
-    stage: ml_collections.ConfigDict,
-    earlier: tuple[str, ...],
-    num_devices: int,
-) -> None:
-    here = f"config.{name}"
-    for axis, size in zip("HW", stage.data.crop_size, strict=True):
-        if size < 16 or size % 16:
-            raise UserError(
-                f"{here}.data.crop_size is {tuple(stage.data.crop_size)}; its {axis} must be a"
-                f" multiple of 16: use {max(16, round(size / 16) * 16)}."
-            )
-    batch_size = stage.data.batch_size
-    if batch_size < 1 or batch_size % num_devices:
-        raise UserError(
-            f"{here}.data.batch_size is {batch_size}; expected a multiple of the"
-            f" {num_devices} devices: change it, or use fewer with --devices."
-        )
-    groups = stage.model.get("bn_groups", 1)
-    if groups < 1 or batch_size % groups:
-        raise UserError(
-            f"{here}.model.bn_groups is {groups}; expected a divisor of"
-            f" {here}.data.batch_size={batch_size}."
-        )
-    if (stage.train.epochs > 0) == (stage.train.steps > 0):
-        raise UserError(
-            f"{here}.train has epochs={stage.train.epochs} and steps={stage.train.steps};"
-            " expected exactly one of them > 0."
-        )
-    for key in ("log_every", "checkpoint_every", "keep"):
-        if stage.train[key] < 1:
-            raise UserError(
-                f"{here}.train.{key} is {stage.train[key]}; expected at least 1."
-            )
-    if not stage.optimizer.peak_lr > 0:
-        raise UserError(
-            f"{here}.optimizer.peak_lr is {stage.optimizer.peak_lr}; expected > 0."
-        )
-    source = stage.init_from
-    if source and source not in earlier and not Path(source).is_dir():
-        raise UserError(
-            f"{here}.init_from is {source!r}; expected '', an earlier stage"
-            f" ({', '.join(earlier) or 'there is none'}) or the folder RUN/STAGE of another run."
-        )

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and files that only grow."""
 
 import json
 import os
@@ -12,21 +12,46 @@ def write_text(path: Path, text: str) -> None:
     """Replaces `path` by `text` in one step: a reader sees the old file or the new one.
 
     Raises:
-        UserError: the text could not be written, e.g. a full disk; the old file survives.
+        UserError: a full or broken disk; the old file survives.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(temporary, "w", text)
         os.replace(temporary, path)
     except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written: {error.strerror}; free space or choose another folder."
-        ) from error
+
+
+def append_text(path: Path, text: str) -> None:
+    """Appends `text` to `path`; it is on disk on return.
+
+    A process that is killed here, or a full disk, may leave the first part of `text`.
+
+    Raises:
+        UserError: the text could not be written.
+    """
+    try:
+        _write(path, "a", text)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _write(path: Path, mode: str, text: str) -> None:
+    with open(path, mode, encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """What to tell a user whose disk is full or read-only."""
+    return UserError(
+        f"{path} cannot be written: {error.strerror}; free space or choose another"
+        " folder."
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -44,5 +69,5 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from error

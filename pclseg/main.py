@@ -3,93 +3,166 @@
 python -m pclseg.main --config=configs/pcl_acdc.py --workdir=runs/pcl_acdc
 """
 
+import dataclasses
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
-from pclseg import rundir, runner
-from pclseg.config import as_dict, check_config
+from pclseg import dryrun, rundir, runner
+from pclseg.config import as_dict, is_override, load_config, override
+from pclseg.config_rules import check_config, check_only
 from pclseg.errors import UserError
+from pclseg.named import nearest
 from pclseg.train.stop import StopFlag, Stopped
 
 log = logging.getLogger("pclseg.main")  # also when run as __main__
-FLAGS = flags.FLAGS
 
-config_flags.DEFINE_config_file(
-    "config", None, "The experiment: configs/NAME.py[:arg=value,...]."
-)
-flags.DEFINE_string("workdir", None, "The run directory; the same one resumes.")
-flags.DEFINE_list("stages", [], "Only these, e.g. pretrain,evaluate; default: all.")
-flags.DEFINE_integer("devices", 0, "Number of local devices to use; 0 means all.")
-flags.DEFINE_bool("dry_run", False, "Build everything, print it, write nothing.")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The command line."""
+
+    config: ml_collections.ConfigDict
+    workdir: Path | None
+    stages: tuple[str, ...]
+    devices: int
+    dry_run: bool
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the program; returns its exit code."""
+    """Runs the program; returns its exit code.
+
+    Args:
+        argv: name of the program, then its arguments.
+    """
     rundir.log_to(None)
     try:
-        _run(list(argv))
+        arguments = parse(argv)
+        if arguments is None:
+            log.info("%s", _help())
+        else:
+            run(arguments)
     except UserError as error:
-        log.error("%s", error)
+        log.error("%s", " ".join(str(error).splitlines()))
         return 1
     except Stopped as stopped:
-        log.info("stopped as asked. %s; the same command goes on from there:", stopped)
-        log.info("  python -m pclseg.main %s", " ".join(argv[1:]))
+        about = f" {stopped}." if str(stopped) else ""
+        log.info("stopped as asked.%s The same command goes on from there:", about)
+        log.info("  python -m pclseg.main %s", shlex.join(argv[1:]))
     return 0
 
 
-def _run(argv: list[str]) -> None:
-    parse(argv)
-    config = FLAGS.config
-    devices = _devices(FLAGS.devices)
+def run(arguments: Arguments) -> None:
+    """Does what the command line asks for.
+
+    What can be checked without reading a voxel is checked before the run directory is
+    made.
+    """
+    stop = StopFlag()
+    stop.install()
+    config = arguments.config
+    devices = _devices(arguments.devices)
     check_config(config, len(devices))
-    if FLAGS.dry_run:
-        for line in runner.dry_run(config, devices).splitlines():
-            log.info("%s", line)
-        return
-    if FLAGS.workdir is None:
+    check_only(arguments.stages, config)
+    if arguments.workdir is None and not arguments.dry_run:
         raise UserError("--workdir is missing; name a folder for this run.")
-    workdir = Path(FLAGS.workdir)
+    with stop.interruptible():
+        outline = runner.outline(config, dry_run=arguments.dry_run)
+    if arguments.workdir is None or arguments.dry_run:
+        with stop.interruptible():
+            description = dryrun.describe(config, outline, devices)
+        for line in description.splitlines():
+            log.info("%s", line)
+        log.info("dry run: nothing was written.")
+        return
+    workdir = arguments.workdir
     with rundir.open_run(workdir, as_dict(config)):
         rundir.log_to(workdir / "log.txt")
-        stop = StopFlag()
-        stop.install()
-        runner.execute(config, workdir, devices=devices, only=FLAGS.stages, stop=stop)
+        runner.execute(
+            config,
+            workdir,
+            outline,
+            devices=devices,
+            only=arguments.stages,
+            stop=stop,
+        )
         log.info("finished: %s", workdir)
 
 
-def parse(argv: list[str]) -> None:
-    """Parses the command line into FLAGS.
+def parse(argv: Sequence[str]) -> Arguments | None:
+    """The command line, its config loaded and overridden; None where help is asked for.
 
     Raises:
         UserError: an unknown flag, config file or config key; the nearest one is named.
     """
+    values = _flags()
     try:
-        rest = FLAGS(argv)[1:]
-    except (AttributeError, KeyError) as error:  # of the locked config
-        said = str(error).replace("\\n", "\n").strip("\"'").splitlines()
-        raise UserError(
-            f"a --config.KEY=value names an unknown key: {said[-1]}"
-        ) from error
-    except flags.Error as error:
-        raise UserError(str(error).splitlines()[0]) from error
-    if rest:
-        raise UserError(f"{rest[0]!r} is no flag; flags look like --config=FILE.")
-    if FLAGS.config is None:
+        rest = values(list(argv), known_only=True)[1:]
+    except (flags.Error, ValueError) as error:
+        raise UserError(str(error)) from error
+    if values.help:
+        return None
+    for arg in rest:
+        if arg.startswith("-") and not is_override(arg):
+            name = arg.lstrip("-").partition("=")[0]
+            raise UserError(f"there is no flag --{name}.{nearest(name, list(values))}")
+    if values.config is None:
         raise UserError("--config is missing, e.g. --config=configs/pcl_acdc.py.")
-    try:
-        FLAGS.config.to_dict()
-    except OSError as error:
-        raise UserError(f"--config: {error.strerror}: {error.filename}.") from error
+    config = load_config(values.config)
+    override(config, rest)
+    return Arguments(
+        config=config,
+        workdir=Path(values.workdir) if values.workdir else None,
+        stages=tuple(values.stages),
+        devices=values.devices,
+        dry_run=values.dry_run,
+    )
+
+
+def _flags() -> flags.FlagValues:
+    """The flags, in a registry of their own: `main` may be called more than once."""
+    own = flags.FlagValues()
+    own.set_gnu_getopt(True)  # the VALUE of --config.KEY VALUE ends nothing
+    help_of = {
+        "config": "The experiment: configs/NAME.py[:arg=value,...].",
+        "workdir": "The run directory; the same one resumes.",
+        "stages": "Only these, e.g. pretrain,evaluate; default: all.",
+        "devices": "Number of local devices to use; 0 means all.",
+        "dry_run": "Build everything, print it, write nothing.",
+        "help": "Print this.",
+    }
+    flags.DEFINE_string("config", None, help_of["config"], flag_values=own)
+    flags.DEFINE_string("workdir", None, help_of["workdir"], flag_values=own)
+    flags.DEFINE_list("stages", [], help_of["stages"], flag_values=own)
+    flags.DEFINE_integer("devices", 0, help_of["devices"], flag_values=own)
+    flags.DEFINE_bool("dry_run", False, help_of["dry_run"], flag_values=own)
+    flags.DEFINE_bool("help", False, help_of["help"], flag_values=own)
+    return own
+
+
+def _help() -> str:
+    values = _flags()
+    lines = [f"  --{name:<8} {values[name].help}" for name in values]
+    lines.append("  --config.KEY=VALUE changes one value of the config.")
+    return "\n".join([str(__doc__), *lines])
 
 
 def _devices(number: int) -> list[jax.Device]:
-    devices = jax.local_devices()
+    try:
+        devices = jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where a plugin lacks
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"jax finds no device (JAX_PLATFORMS={platforms!r}); install jax for the"
+            " device, or set JAX_PLATFORMS=cpu."
+        ) from error
     if number > len(devices) or number < 0:
         raise UserError(f"--devices is {number}, but there are {len(devices)}.")
     return devices[: number or None]

@@ -15,10 +15,11 @@ AXIS = "devices"
 
 
 def pmap_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
-    """pmaps `step(state, batch, key) -> (state, metrics)` over `devices`.
+    """Maps `step(state, batch, key) -> (state, metrics)` over `devices` by pmap.
 
-    State and metrics carry no device axis (they must come out equal on all devices, which
-    `all_mean` and `all_gather` ensure); the batch is split by `shard`; the state is donated.
+    State and metrics carry no device axis (they must come out equal on all devices,
+    which `all_mean` and `all_gather` ensure); the batch is split by `shard`; the state
+    is donated.
     """
     return jax.pmap(
         step,
@@ -30,8 +31,18 @@ def pmap_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
     )
 
 
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Places every leaf whole on every device, as `pmap_step` returns its state.
+
+    Placed otherwise, the first step is compiled, and perhaps rounded, unlike the rest.
+    """
+    mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.device_put(tree, everywhere)
+
+
 def pmap_shares(function: Callable, devices: Sequence[jax.Device]) -> Callable:
-    """pmaps `function(state, batch, key)`; batch and result have the axis of `shard`."""
+    """Maps `function(state, batch, key)`; batch and result have the axis of `shard`."""
     return jax.pmap(
         function, axis_name=AXIS, in_axes=(None, 0, None), devices=list(devices)
     )
@@ -60,8 +71,8 @@ def all_mean(tree: Any, axis_name: str | None) -> Any:
 def all_gather(tree: Any, axis_name: str | None) -> Any:
     """Concatenates the rows of all devices, in device order; differentiable.
 
-    The transposed operation sums the gradients of all devices, so an embedding that other
-    devices used as a key receives their part too.
+    The transposed operation sums the gradients of all devices, so an embedding that
+    other devices used as a key receives their part too.
     """
     if axis_name is None:
         return tree

@@ -1,5 +1,6 @@
 """The run directory: one run, one config, one live process; all that repeats it."""
 
+import contextlib
 import fcntl
 import importlib.metadata
 import logging
@@ -11,9 +12,11 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+import absl.logging
+
 from pclseg import __version__
 from pclseg.errors import UserError
-from pclseg.files import read_json, write_json
+from pclseg.files import cannot_write, read_json, write_json
 
 _PACKAGES = (
     "jax",
@@ -48,21 +51,15 @@ def open_run(workdir: Path, config: dict[str, Any]) -> IO[str]:
         raise UserError(
             f"--workdir {workdir} cannot be used: {error.strerror}."
         ) from error
-    _lock(lock, workdir)
-    path = workdir / "config.json"
-    if path.exists():
-        differences = list(config_differences(read_json(path), config))
-        if differences:
-            lock.close()
-            raise UserError(
-                f"{workdir} belongs to another config: {'; '.join(differences[:5])}"
-                f"{'; ...' if len(differences) > 5 else ''}; use a new --workdir, or the"
-                " same settings to go on."
-            )
-    else:
-        write_json(path, config)
-    starts = read_json(workdir / "run.json") if (workdir / "run.json").exists() else []
-    write_json(workdir / "run.json", [*starts, _this_start()])
+    try:
+        _lock(lock, workdir)
+        _check_config(workdir / "config.json", config)
+        path = workdir / "run.json"
+        starts = read_json(path) if path.exists() else []
+        write_json(path, [*starts, _this_start()])
+    except UserError:
+        lock.close()
+        raise
     return lock
 
 
@@ -72,18 +69,31 @@ def _lock(lock: IO[str], workdir: Path) -> None:
     except OSError as error:
         lock.seek(0)
         holder = lock.read().strip()
-        lock.close()
         raise UserError(
-            f"{workdir} is in use by a live run ({holder}); wait for it, stop it, or use"
-            " another --workdir."
+            f"{workdir} is in use by a live run ({holder}); wait for it, stop it, or"
+            " use another --workdir."
         ) from error
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
+    with contextlib.suppress(OSError):  # a full disk; the lock holds without the name
+        lock.truncate(0)
+        os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    if not path.exists():
+        write_json(path, config)
+        return
+    differences = config_differences(read_json(path), config)
+    if differences:
+        more = "; ..." if len(differences) > 5 else ""
+        raise UserError(
+            f"{path.parent} belongs to another config:"
+            f" {'; '.join(differences[:5])}{more}; use a new --workdir, or the same"
+            " settings to go on."
+        )
 
 
 def config_differences(old: Any, new: Any, where: str = "config") -> list[str]:
-    """`key: old value -> new value` for every leaf that differs between nested dicts."""
+    """`key: 1 there, 2 now` for every leaf that differs between nested dicts."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             line
@@ -115,7 +125,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, `-dirty` where it was changed; None outside git."""
+    """The commit of the source tree, `-dirty` if it was changed; None outside git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(
@@ -131,10 +141,17 @@ def _commit() -> str | None:
 
 
 def log_to(path: Path | None) -> None:
-    """Sends the package's log lines to standard error and, with times, to `path`."""
+    """Sends the package's log lines to standard error and, with times, to `path`.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
     logger = logging.getLogger("pclseg")
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # Orbax and TensorStore report at length what reaches the user as one line.
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    sys.unraisablehook = _report_unraisable
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
@@ -142,9 +159,35 @@ def log_to(path: Path | None) -> None:
     console.setFormatter(_Console("%(message)s"))
     logger.addHandler(console)
     if path is not None:
-        file = logging.FileHandler(path, encoding="utf-8")
+        try:
+            file = _LogFile(path, encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(path, error) from error
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(file)
+
+
+def _report_unraisable(args: Any) -> None:
+    # One for every array that was in work when the saving or reading of another failed.
+    if str(args.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(args)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that is given up, with one line, when the disk is full."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        logger = logging.getLogger("pclseg")
+        logger.removeHandler(self)
+        with contextlib.suppress(OSError):
+            self.close()
+        logger.warning(
+            "%s It is not continued.", cannot_write(Path(self.baseFilename), error)
+        )
 
 
 class _Console(logging.Formatter):

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 
 from pclseg import building, scoring
-from pclseg.building import Stage
+from pclseg.building import Outline, Stage
 from pclseg.data import make_pipeline, splits
 from pclseg.data.tfds_store import Store, open_store
 from pclseg.errors import UserError
@@ -54,42 +54,24 @@ class Run:
         return "test" if self.split.test else "validation"
 
 
-def dry_run(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> str:
-    """Builds everything that `execute` would, from file headers; writes nothing.
-
-    Returns:
-        Text: volumes, split, and of every stage shapes, parameters, memory, steps and
-        positives per anchor.
+def outline(config: ml_collections.ConfigDict, *, dry_run: bool) -> Outline:
+    """`building.outline`; a dry run leaves no file behind.
 
     Raises:
-        UserError: whatever would stop the run before its first step.
+        UserError: whatever can be found without reading a voxel.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        data = config.data
-        if data.name == "phantom":  # its files are made, and a dry run leaves none
-            data = data.copy_and_resolve_references()
-            data.raw_dir = folder
-        dataset, infos, split, _ = building.plan_data(data)
-    stages = building.build_stages(
-        config, infos, split, len(dataset.class_names), devices
-    )
-    labelled = sum(info.labelled for info in infos)
-    lines = [
-        f"dataset {dataset.name}: {len(infos)} volumes, {labelled} labelled, classes"
-        f" {', '.join(dataset.class_names)}",
-        f"split: fold {config.data.split.fold}; {len(split.train)} training patients,"
-        f" {len(split.labelled)} of them labelled ({', '.join(split.labelled)});"
-        f" {len(split.validation)} validation, {len(split.test)} test,"
-        f" {len(split.unlabelled)} without label",
-        *(building.describe(stage, devices) for stage in stages.values()),
-        "dry run: nothing was written.",
-    ]
-    return "\n".join(lines)
+    if not dry_run or config.data.name != "phantom":
+        return building.outline(config)
+    with tempfile.TemporaryDirectory() as folder:  # the phantom's files are made
+        config = config.copy_and_resolve_references()
+        config.data.raw_dir = folder
+        return building.outline(config)
 
 
 def execute(
     config: ml_collections.ConfigDict,
     workdir: Path,
+    outline: Outline,
     *,
     devices: Sequence[jax.Device],
     only: Sequence[str],
@@ -100,6 +82,7 @@ def execute(
     Args:
         config: of the run.
         workdir: claimed by the caller.
+        outline: of this config.
         devices: to train on.
         only: names to run; empty means all.
         stop: asked to end?
@@ -108,17 +91,10 @@ def execute(
         UserError: what a user can mend.
         Stopped: asked to end; the state is saved.
     """
-    known = ("prepare", *config.stages, "evaluate")
-    for name in only:
-        if name not in known:
-            raise UserError(
-                f"--stages names {name!r}; expected some of {', '.join(known)}."
-            )
-    dataset, infos, split, all_splits = building.plan_data(config.data)
-    building.build_stages(config, infos, split, len(dataset.class_names), devices)
-    write_json(workdir / "splits.json", all_splits)
-    stop.check()
-    store = open_store(building.prepare_dataset(config.data, dataset, log.info))
+    dataset, split = outline.dataset, outline.split
+    write_json(workdir / "splits.json", outline.all_splits)
+    with stop.interruptible():
+        store = open_store(building.prepare_dataset(config.data, dataset, log.info))
     write_json(
         workdir / "dataset.json",
         {
@@ -126,24 +102,55 @@ def execute(
             "class_names": store.class_names,
             "label_values": store.label_values,
             "fingerprint": store.fingerprint,
+            "store": str(store.path),
         },
     )
-    run = Run(
+    run = _open(config, workdir, devices, stop, store, split)
+    for name, stage in run.stages.items():
+        if not only or name in only:
+            train_stage(run, stage)
+    if not only or "evaluate" in only:
+        with stop.interruptible():
+            evaluate(run)
+
+
+def finished_run(workdir: Path) -> Run:
+    """Opens a run directory to look at what it made; trains nothing.
+
+    Raises:
+        UserError: it is no run directory, or its prepared volumes are gone.
+    """
+    if not (workdir / "dataset.json").is_file():
+        raise UserError(
+            f"{workdir} is no run directory; expected the --workdir of a run."
+        )
+    config = ml_collections.ConfigDict(read_json(workdir / "config.json"))
+    choice = config.data.split
+    split = splits.select(
+        read_json(workdir / "splits.json"), fold=choice.fold, labelled=choice.labelled
+    )
+    store = open_store(Path(read_json(workdir / "dataset.json")["store"]))
+    return _open(config, workdir, jax.local_devices()[:1], StopFlag(), store, split)
+
+
+def _open(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    devices: Sequence[jax.Device],
+    stop: StopFlag,
+    store: Store,
+    split: splits.Split,
+) -> Run:
+    stages = building.build_stages(config, store.infos, split, len(store.class_names))
+    return Run(
         config=config,
         workdir=workdir,
         devices=devices,
         stop=stop,
         store=store,
         split=split,
-        stages=building.build_stages(
-            config, store.infos, split, len(store.class_names), devices
-        ),
+        stages=stages,
     )
-    for name, stage in run.stages.items():
-        if not only or name in only:
-            train_stage(run, stage)
-    if not only or "evaluate" in only:
-        evaluate(run)
 
 
 def train_stage(run: Run, stage: Stage) -> None:
@@ -156,18 +163,19 @@ def train_stage(run: Run, stage: Stage) -> None:
     settings = stage.config.train
     checkpoints = Checkpoints(folder / "checkpoints", keep=settings.keep)
     try:
-        state = _first_state(run, stage, checkpoints)
-        first_step = int(state.step)
-        writer = MetricWriter(folder, first_step=first_step)
-        batches = make_pipeline(
-            run.config.data.pipeline,
-            store=run.store,
-            plan=stage.plan,
-            keys=stage.method.batch_keys,
-            first_step=first_step,
-            num_steps=stage.num_steps - first_step,
-            prefetch=4,
-        )
+        with run.stop.interruptible():
+            state = _first_state(run, stage, checkpoints)
+            first_step = int(state.step)
+            writer = MetricWriter(folder, first_step=first_step)
+            batches = make_pipeline(
+                run.config.data.pipeline,
+                store=run.store,
+                plan=stage.plan,
+                keys=stage.method.batch_keys,
+                first_step=first_step,
+                num_steps=stage.num_steps - first_step,
+                prefetch=4,
+            )
         epoch = stage.plan.steps_per_epoch
         train(
             make_train_step(stage.method, stage.tx, stage.axis_name),
@@ -199,7 +207,7 @@ def train_stage(run: Run, stage: Stage) -> None:
 
 
 def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState:
-    """The newest checkpoint, or a new start, from an earlier stage's encoder if asked."""
+    """The newest checkpoint, or a new start, its encoder from elsewhere if asked."""
     fresh = stage.init()
     state = checkpoints.restore(fresh)
     if state is not None:
@@ -214,7 +222,9 @@ def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState
         log.info("%s: a new start from random weights", stage.name)
     else:
         folder = run.workdir / source if source in run.stages else Path(source)
-        seen = sorted({*seen, *_check_seen(run, folder)})
+        transductive = run.config.data.transductive
+        earlier = building.seen_patients(folder, run.split, transductive=transductive)
+        seen = sorted({*seen, *earlier})
         fresh = _transferred(folder, fresh, stage.name)
     write_json(run.workdir / stage.name / "patients.json", seen)
     return fresh
@@ -232,20 +242,6 @@ def _transferred(folder: Path, fresh: TrainState, name: str) -> TrainState:
         params=merged["params"],
         model_state={**fresh.model_state, "batch_stats": merged["batch_stats"]},
     )
-
-
-def _check_seen(run: Run, folder: Path) -> list[str]:
-    """Patients that weights in `folder` have seen; none may be validated or tested on."""
-    seen = read_json(folder / "patients.json")
-    held_out = {*run.split.validation, *run.split.test}
-    leaked = sorted(held_out.intersection(seen))
-    if leaked and not run.config.data.transductive:
-        raise UserError(
-            f"{folder} was trained on {len(leaked)} patients that this run validates or tests"
-            f" on, {leaked[0]} first; use weights of the same fold, or set"
-            " --config.data.transductive=True."
-        )
-    return seen
 
 
 def _validation(run: Run, stage: Stage) -> Any:
@@ -293,7 +289,7 @@ def segmentation_stage(stages: Mapping[str, Stage]) -> Stage | None:
 
 
 def evaluate(run: Run) -> None:
-    """Writes `cases.csv`, `predictions/` and `summary.json` of the last trained stage."""
+    """Scores the last stage: `cases.csv`, `predictions/` and `summary.json`."""
     stage = segmentation_stage(run.stages)
     if stage is None:
         log.info("evaluate: no stage predicts, skipped")
@@ -332,7 +328,7 @@ def evaluate(run: Run) -> None:
 
 
 def _pooled(path: Path, class_names: Sequence[str]) -> dict[str, Any]:
-    """The authors' fold score: pooled Dice at the best validated epoch, and at the last."""
+    """The authors' score: pooled Dice at the best validated epoch, and at the last."""
     if not path.exists():
         return {}
     rows = read_rows(path)

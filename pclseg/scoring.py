@@ -46,8 +46,8 @@ def pooled_validation(
         stop: polled between batches.
 
     Returns:
-        state -> {"dice_pooled": mean over foreground classes, "dice_pooled_<class>": each}.
-        It raises Stopped when the process was asked to end.
+        state -> {"dice_pooled": mean over foreground classes, "dice_pooled_<class>":
+        each}. It raises Stopped when the process was asked to end.
     """
     plan = Plan(
         table=slice_table(store.infos, rows),
@@ -125,7 +125,7 @@ def score_cases(
         predict: image [Z, H, W] -> probabilities [Z, H, W, K].
         store: the prepared volumes.
         rows: labelled volumes of the store.
-        folder: where `<case>.nii.gz` go, on the grid of the input with its label values.
+        folder: where `<case>.nii.gz` go, on the grid of the input, with its values.
         tolerance_mm: of the normalised surface distance.
         stop: polled between volumes.
     """
@@ -134,6 +134,8 @@ def score_cases(
     for number, row in enumerate(rows, start=1):
         stop.check()
         volume = store.volume(row)
+        if volume.label is None:
+            raise ValueError(f"{volume.info.name} has no label; it cannot be scored.")
         probs = predict(volume.image)
         prediction = probs.argmax(axis=-1).astype(np.uint8)
         scored += case_rows(

@@ -8,8 +8,7 @@ import jax
 Tree = Any  # a pytree of arrays
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """State of a stage after `step` optimiser steps; no leaf has a device axis.
 
     Attributes:

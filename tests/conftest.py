@@ -8,16 +8,29 @@ from hide_tensorflow import hide_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Before the first import of jax, which reads both. JAX_PLATFORMS=cuda reaches `-m gpu`.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda reaches `-m gpu`
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _start_jax(flags: str) -> None:
+    """Starts jax under XLA flags that the processes of a test do not inherit."""
+    before = os.environ.get("XLA_FLAGS")
+    os.environ["XLA_FLAGS"] = f"{before or ''} {flags}"
+    jax.devices()
+    if before is None:
+        del os.environ["XLA_FLAGS"]
+    else:
+        os.environ["XLA_FLAGS"] = before
+
+
+# Compilation is most of what tests of whole steps cost: level 0 halves it.
+_start_jax(
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 
 
 def pytest_addoption(parser):

@@ -1,4 +1,4 @@
-"""Every method, and a toy with a teacher and a queue, keeps the contract on any devices."""
+"""Every method, and a toy with teacher and queue, keeps the contract on any devices."""
 
 import dataclasses
 
@@ -73,7 +73,7 @@ def make(name: str, axis_name: str | None) -> Method:
 
 
 def toy(axis_name: str | None) -> Method:
-    """An EMA teacher fills a queue of keys, as ACTION and MoCo do; the student distils."""
+    """An EMA teacher fills a queue, as in ACTION and MoCo; the student distils."""
     base = make("simclr", axis_name)
     model = models.make(
         "unet2d_contrast",
@@ -148,7 +148,6 @@ def test_one_device_equals_many(name):
 
 
 def test_a_positive_on_another_device_receives_gradient():
-    """Gradients after one step differ from those that ignore the other devices' keys."""
     _, gathered, _ = run("simclr", 8, steps=1)
     method = make("simclr", None)
     data = batch()

@@ -158,7 +158,7 @@ def test_strength_and_smoothness_are_drawn_from_their_ranges():
     @jax.jit
     @jax.vmap
     def drawn(key):
-        # All but the range in question is drawn alike. Sigma 0.1 does not smooth at all.
+        # All but the range in question is drawn alike; sigma 0.1 does not smooth.
         still = displacement(key, (0.0, 0.0), (0.1, 0.1))
         noise = displacement(key, (1.0, 1.0), (0.1, 0.1)) - still
         strong = displacement(key, (2.0, 6.0), (0.1, 0.1)) - still

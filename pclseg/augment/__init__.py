@@ -1,15 +1,15 @@
 """Random augmentation on the device, one recipe a file; `ls` is the list."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from pclseg.named import make_named
 
-# f(keys [B], images [B, H, W, 1], labels [B, H, W] or None) -> (images, labels)
-Augment = Callable[
-    [jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array | None]
-]
+# f(keys [B], images [B, H, W, 1], labels [B, H, W] or None) -> (images, labels); labels
+# come out as they went in, an array or None, which Callable cannot say
+Augment = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
 def make(name: str, **kwargs: object) -> Augment:

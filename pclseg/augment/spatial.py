@@ -44,19 +44,14 @@ def make(
     Raises:
         UserError: a value out of its range.
     """
-    _require(
-        "resample_probability",
-        resample_probability,
-        "0..1",
-        0 <= resample_probability <= 1,
-    )
-    _require(
-        "elastic_alpha", elastic_alpha, "0 <= low <= high", _ordered(0.0, elastic_alpha)
-    )
-    sigma_holds = _ordered(0.0, elastic_sigma) and elastic_sigma[0] > 0
-    _require("elastic_sigma", elastic_sigma, "0 < low <= high", sigma_holds)
-    scale_holds = _ordered(0.0, scale) and 0 < scale[0] <= 1 <= scale[1]
-    _require("scale", scale, "0 < low <= 1 <= high", scale_holds)
+    holds = 0 <= resample_probability <= 1
+    _require("resample_probability", resample_probability, "0..1", holds)
+    holds = _ordered(elastic_alpha) and elastic_alpha[0] >= 0
+    _require("elastic_alpha", elastic_alpha, "0 <= low <= high", holds)
+    holds = _ordered(elastic_sigma) and elastic_sigma[0] > 0
+    _require("elastic_sigma", elastic_sigma, "0 < low <= high", holds)
+    holds = _ordered(scale) and 0 < scale[0] <= 1 <= scale[1]
+    _require("scale", scale, "0 < low <= 1 <= high", holds)
     _require("image_order", image_order, "1 or 3", image_order in (1, 3))
 
     def one(
@@ -66,9 +61,10 @@ def make(
         number_key, move_key = jax.random.split(key)
         numbers = jax.random.uniform(number_key, (3,))
         flips, resampled = numbers[:2] < 0.5, numbers[2] < resample_probability
+        height, width, _ = image.shape
         where = draw_coordinates(
             move_key,
-            image.shape[:2],
+            (height, width),
             elastic_alpha=elastic_alpha,
             elastic_sigma=elastic_sigma,
             scale=scale,
@@ -100,15 +96,12 @@ def draw_coordinates(
     # Few calls of jax.random, because each adds about half a second of compilation.
     number_key, noise_key = jax.random.split(key)
     numbers = jax.random.uniform(number_key, (5,))
-    alpha, sigma = (
-        _between(elastic_alpha, numbers[0]),
-        _between(elastic_sigma, numbers[1]),
-    )
+    alpha = _between(elastic_alpha, numbers[0])
+    sigma = _between(elastic_sigma, numbers[1])
     noise = jax.random.uniform(noise_key, (2, *shape), minval=-1.0, maxval=1.0)
     displacement = alpha * smooth(noise, sigma, max_sigma=elastic_sigma[1])
-    grown, shrunk = (
-        _between(bounds, numbers[2]) for bounds in ((scale[0], 1.0), (1.0, scale[1]))
-    )
+    grown = _between((scale[0], 1.0), numbers[2])
+    shrunk = _between((1.0, scale[1]), numbers[2])
     factor = jnp.where(numbers[3] < 0.5, grown, shrunk)
     return coordinates(displacement, 2 * math.pi * numbers[4], factor)
 
@@ -167,10 +160,9 @@ def _band(size: int, sigma: Array, max_radius: int) -> Array:
         return jnp.where(distance <= jnp.floor(4 * sigma + 0.5), gauss, 0.0)
 
     pixel = jnp.arange(size, dtype=jnp.float32)
-    total = 1.0 + 2.0 * jnp.sum(
-        weight(jnp.arange(1, max_radius + 1, dtype=jnp.float32))
-    )
-    return weight(jnp.abs(pixel[:, None] - pixel[None, :])) / total
+    one_side = weight(jnp.arange(1, max_radius + 1, dtype=jnp.float32)).sum()
+    distance = jnp.abs(pixel[:, None] - pixel[None, :])
+    return weight(distance) / (1 + 2 * one_side)
 
 
 def _mirror(array: Array, flips: Array) -> Array:
@@ -184,8 +176,8 @@ def _between(bounds: Range, number: Array) -> Array:
     return bounds[0] + (bounds[1] - bounds[0]) * number
 
 
-def _ordered(lowest: float, bounds: Range) -> bool:
-    return len(bounds) == 2 and lowest <= bounds[0] <= bounds[1]
+def _ordered(bounds: Range) -> bool:
+    return len(bounds) == 2 and bounds[0] <= bounds[1]
 
 
 def _require(name: str, value: object, expected: str, holds: bool) -> None:

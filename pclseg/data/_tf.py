@@ -4,7 +4,9 @@ import os
 
 from pclseg.errors import UserError
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no start-up notes
+# No start-up notes; oneDNN, which would speed up networks only, writes one too.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 try:
     import tensorflow as tf

@@ -1,13 +1,16 @@
 """What the headers of a dataset's files promise: sizes and spacings, no voxel read."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-import nibabel as nib
+import numpy as np
 
-from pclseg.data.datasets.base import READ_ERRORS, Case, Dataset
+from pclseg.data.datasets.base import READ_ERRORS, Case, Dataset, open_nifti
 from pclseg.data.tfds_store import CaseInfo
-from pclseg.data.volume import naming, prepared_geometry
+from pclseg.data.volume import check_grids, naming, prepared_geometry, read_affine
 from pclseg.errors import UserError
+
+Header = tuple[tuple[int, ...], np.ndarray]  # shape, [4, 4] affine
 
 
 def header_infos(
@@ -17,29 +20,32 @@ def header_infos(
 
     Args:
         dataset: its cases.
-        slice_axis, spacing: as in `volume.prepared_geometry`.
+        slice_axis: as in `volume.prepared_geometry`.
+        spacing: likewise.
 
     Raises:
-        UserError: a file whose header cannot be read, or that is no volume.
+        UserError: a file that is missing, whose header cannot be read, or that is no
+            volume; a label on another grid than its image.
     """
-    return tuple(_info(case, slice_axis, spacing) for case in dataset.cases)
+    read: dict[Path, Header] = {}  # the frames of a 4-D file share one header
+    return tuple(_info(case, slice_axis, spacing, read) for case in dataset.cases)
 
 
-def _info(case: Case, slice_axis: int | str, spacing: Sequence[float]) -> CaseInfo:
+def _info(
+    case: Case,
+    slice_axis: int | str,
+    spacing: Sequence[float],
+    read: dict[Path, Header],
+) -> CaseInfo:
     with naming(case, case.image_path):
-        try:
-            header = nib.load(case.image_path)
-        except READ_ERRORS as error:
-            raise UserError(
-                "the file cannot be read; copy or download it again."
-            ) from error
-        if len(header.shape) < 3:
-            raise UserError(
-                f"the file's shape is {header.shape}; expected a 3-D volume."
-            )
+        file_shape, affine = _header(case.image_path, read)
         geometry, shape, prepared_spacing = prepared_geometry(
-            header.shape[:3], header.affine, slice_axis=slice_axis, spacing=spacing
+            file_shape[:3], affine, slice_axis=slice_axis, spacing=spacing
         )
+    if case.label_path is not None:
+        with naming(case, case.label_path):
+            label_shape, label_affine = _header(case.label_path, read)
+            check_grids(file_shape[:3], affine, label_shape[:3], label_affine)
     return CaseInfo(
         name=case.name,
         patient=case.patient,
@@ -52,3 +58,24 @@ def _info(case: Case, slice_axis: int | str, spacing: Sequence[float]) -> CaseIn
         geometry=geometry,
         image_path=str(case.image_path.absolute()),
     )
+
+
+def _header(path: Path, read: dict[Path, Header]) -> Header:
+    """Shape and affine of a file, read once."""
+    if path not in read:
+        read[path] = _read_header(path)
+    return read[path]
+
+
+def _read_header(path: Path) -> Header:
+    if not path.is_file():
+        raise UserError("the file does not exist; add it or take the case out.")
+    try:
+        image = open_nifti(path)
+    except READ_ERRORS as error:
+        raise UserError(
+            "the file cannot be read; copy or download it again."
+        ) from error
+    if len(image.shape) < 3:
+        raise UserError(f"the file's shape is {image.shape}; expected a 3-D volume.")
+    return image.shape, read_affine(image)

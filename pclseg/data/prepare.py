@@ -37,7 +37,7 @@ VERSION = 1  # of the numbers: raised when preparation gives other arrays
 # files, clipped or not, enlarged or shrunk; float64 and scaled integers take more.
 BYTES_PER_VOXEL = 16
 WORKER_BYTES = 300 * 2**20  # of a worker that has only imported what it needs
-REPORT_SECONDS = 2.0
+REPORT_SECONDS = 5.0
 
 Report = Callable[[str], None]
 
@@ -404,10 +404,13 @@ class _Progress:
         """Counts one volume; speaks every few seconds and at the end."""
         self._done += 1
         now = time.monotonic()
+        if self._done == 1:  # the time until now is that of starting the workers, too
+            self._start = self._reported = now
         if now - self._reported < REPORT_SECONDS and self._done < self._total:
             return
         self._reported = now
-        left = (now - self._start) / self._done * (self._total - self._done)
+        each = (now - self._start) / max(1, self._done - 1)
+        left = each * (self._total - self._done)
         minutes, seconds = divmod(round(left), 60)
         left_text = f"{minutes}:{seconds:02d} left"
         self._report(f"prepared {self._done} of {self._total} volumes, {left_text}")

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,16 +107,25 @@ def read_volume(path: Path, time_index: int | None) -> tuple[np.ndarray, np.ndar
     try:
         source = open_nifti(path)
         array = _read_array(source, time_index)
-    except (*READ_ERRORS, zlib.error) as error:
+    except READ_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"the file cannot be read ({reason}); it is damaged or not NIfTI: copy or"
             " download it again."
         ) from error
+    return array, read_affine(source)
+
+
+def read_affine(source: nib.Nifti1Image | nib.Nifti2Image) -> np.ndarray:
+    """The affine of an opened file, [4, 4] float64, voxel index to mm (RAS+).
+
+    Raises:
+        UserError: it cannot be inverted, so the axes of the file have no directions.
+    """
     affine = np.asarray(source.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise UserError("the header's affine cannot be inverted; mend the header.")
-    return array, affine
+    return affine
 
 
 def _read_array(

@@ -42,8 +42,8 @@ class Method:
     Attributes:
         batch_keys: keys of the batch contract that `loss` reads; checked once.
         init: (key, batch) -> (params, model_state, method_state).
-        loss: (params, state, batch, key) -> (scalar, Aux). Inside a pmapped step the batch
-            holds this device's rows; `parallel` gives what lies on the others.
+        loss: (params, state, batch, key) -> (scalar, Aux). Inside a pmapped step the
+            batch holds this device's rows; `parallel` gives what lies on the others.
         after_step: state -> state, after the optimiser, e.g. the EMA of a teacher.
         predict: (state, images [B, H, W, 1]) -> logits [B, H, W, K], or None.
         embed: (state, images [B, H, W, 1]) -> embedding [B, D] unit length, or None.

@@ -29,10 +29,10 @@ def make(
         axis_name: of the pmapped step, or None.
         temperature: of the softmax.
         base_temperature: the authors' code multiplies the loss by temperature / 0.07.
-        position_threshold: slices whose positions (index + 1) / count differ by strictly
-            less are positives; > 0.
-        threshold_mode: "float64", the comparison as the authors' float64 arithmetic rounds
-            it, or "exact", in rational arithmetic.
+        position_threshold: slices whose positions (index + 1) / count differ by
+            strictly less are positives; > 0.
+        threshold_mode: "float64", the comparison as the authors' float64 arithmetic
+            rounds it, or "exact", in rational arithmetic.
         views: "separate" or "concat".
 
     Raises:
@@ -40,8 +40,8 @@ def make(
     """
     if not position_threshold > 0:
         raise UserError(
-            f"method.position_threshold is {position_threshold}; expected > 0: at 0 and below"
-            " no slice has a positive."
+            f"method.position_threshold is {position_threshold}; expected > 0: at 0 and"
+            " below no slice has a positive."
         )
 
     def float64_positives(
@@ -67,7 +67,8 @@ def make(
     }
     if threshold_mode not in modes:
         raise UserError(
-            f"method.threshold_mode is {threshold_mode!r}; expected 'float64' or 'exact'."
+            f"method.threshold_mode is {threshold_mode!r}; expected 'float64' or"
+            " 'exact'."
         )
     positives, attributes = modes[threshold_mode]
     return two_views(

@@ -1,4 +1,7 @@
-"""SimCLR: the two views of a slice are positives. Chen et al. 2020, arXiv 2002.05709."""
+"""SimCLR: the two views of a slice are positives.
+
+Chen et al. 2020, arXiv 2002.05709.
+"""
 
 from collections.abc import Mapping
 from typing import Any

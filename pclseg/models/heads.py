@@ -20,7 +20,7 @@ class ProjectionHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
-        """[B, H, W, C] of any float dtype -> [B, out_dim] float32, not of unit length."""
+        """[B, H, W, C] of any float -> [B, out_dim] float32, not of unit length."""
         channels = features.shape[-1]
         x = features.astype(jnp.float32).mean(axis=(1, 2))
         x = layers.dense(channels, fan_in=channels, name="dense1")(x)

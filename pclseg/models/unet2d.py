@@ -1,7 +1,7 @@
 """The 2-D U-Net of Zeng et al. 2021, arXiv 2106.09157, as their code builds it.
 
-Four levels of two convolutions with batch normalisation and leaky ReLU; a centre without
-normalisation and with plain ReLU. `width` is the number of channels of the first level.
+Four levels of two convolutions with batch normalisation and leaky ReLU; a centre
+without normalisation and with plain ReLU. `width` is the number of channels of level 1.
 """
 
 import flax.linen as nn
@@ -56,8 +56,8 @@ class Encoder(nn.Module):
             train: whether to normalise by the batch and move the running averages.
 
         Returns:
-            The centre, [B, H/16, W/16, 16 width], and the skips of levels 1 to 4, level i
-            being [B, H / 2^(i-1), W / 2^(i-1), 2^(i-1) width]; all of `dtype`.
+            The centre, [B, H/16, W/16, 16 width], and the skips of levels 1 to 4, that
+            of level i [B, H / 2^(i-1), W / 2^(i-1), 2^(i-1) width]; all of `dtype`.
 
         Raises:
             ValueError: if H or W is no multiple of 16.
@@ -65,8 +65,8 @@ class Encoder(nn.Module):
         height, width = images.shape[1:3]
         if height % MULTIPLE or width % MULTIPLE:
             raise ValueError(
-                f"images are {height} x {width} pixels; the U-Net expects height and width"
-                f" to be multiples of {MULTIPLE}. Choose the crop size so."
+                f"images are {height} x {width} pixels; the U-Net expects height and"
+                f" width to be multiples of {MULTIPLE}. Choose the crop size so."
             )
         x = images.astype(self.dtype)
         skips = []

@@ -1,4 +1,4 @@
-"""Contrastive learning of slice embeddings from two views; who is a positive is given."""
+"""Contrastive learning of slice embeddings from two views, positives being given."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,14 +30,15 @@ def two_views(
 ) -> Method:
     """The method shared by SimCLR, GCL and PCL, which differ in `positives` only.
 
-    Every slice of the batch is augmented twice; each of the 2B embeddings is an anchor, and
-    those of all devices are its keys. Zeng et al. 2021, arXiv 2106.09157; SupCon form.
+    Every slice of the batch is augmented twice; each of the 2B embeddings is an anchor,
+    and those of all devices are its keys. Zeng et al. 2021, arXiv 2106.09157; SupCon
+    form.
 
     Args:
         model: images [B, H, W, 1] -> embedding [B, D], with batch statistics.
         augment: per-sample random views.
-        positives: which keys belong to which anchors, from the attributes of their slices;
-            the attribute "row" is the number of the slice in the global batch.
+        positives: which keys belong to which anchors, from the attributes of their
+            slices; the attribute "row" is the number of the slice in the global batch.
         attributes: batch keys that `positives` reads.
         temperature: of the softmax, > 0.
         base_temperature: the loss is multiplied by temperature / base_temperature.

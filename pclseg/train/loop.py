@@ -1,5 +1,6 @@
 """The training loop: step, log, checkpoint, validate."""
 
+import contextlib
 import logging
 import math
 import time
@@ -13,7 +14,7 @@ from pclseg.batch import check_batch
 from pclseg.errors import UserError
 from pclseg.methods.base import Method
 from pclseg.state import TrainState
-from pclseg.train.checkpoint import Checkpoints
+from pclseg.train.checkpoint import Checkpoints, NotFiniteError
 from pclseg.train.metrics import MetricWriter
 from pclseg.train.step import TrainStep
 from pclseg.train.stop import StopFlag, Stopped
@@ -21,7 +22,7 @@ from pclseg.train.stop import StopFlag, Stopped
 log = logging.getLogger(__name__)
 
 Batches = Iterator[Mapping[str, np.ndarray]]
-# Steps that may be queued on the device: enough to keep it busy, few enough to stop soon.
+# Steps that may be queued on the device: enough to keep it busy, few enough to stop.
 _QUEUED_STEPS = 2
 
 
@@ -33,7 +34,7 @@ def train(
     *,
     stage: str,
     method: Method,
-    schedule: Callable[[int], float],
+    schedule: Callable[[int], jax.Array],
     num_steps: int,
     batch_size: int,
     devices: Sequence[jax.Device],
@@ -76,60 +77,50 @@ def train(
         UserError: a loss that is not finite, or a checkpoint that cannot be written.
     """
     step_fn = parallel.pmap_step(train_step, devices)
-    meter = _Meter(int(state.step), num_steps, batch_size)
-    pending: list[dict[str, jax.Array]] = []
-    since_log: list[dict[str, float]] = []
+    state = parallel.replicate(state, devices)
+    done = first = int(state.step)
+    meter = _Meter(first, num_steps, batch_size)
+    record = _Record(stage, first, schedule, writer, checkpoints, name_cases)
+    record.resume(first - first % log_every)
 
-    def settle() -> None:
-        """Waits for the pending steps, checks that they are finite and writes their rows."""
-        rows = [_as_floats(row) for row in jax.device_get(pending)]
-        steps = range(done - len(rows), done)
-        pending.clear()
-        for step, row in zip(steps, rows, strict=True):
-            if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
-                raise UserError(_not_finite(stage, step, row, name_cases, checkpoints))
-            row["learning_rate"] = float(schedule(step))
-        writer.append(
-            "metrics", {step + 1: row for step, row in zip(steps, rows, strict=True)}
-        )
-        since_log.extend(rows)
+    def save() -> None:
+        record.settle()
+        try:
+            checkpoints.save(state)
+        except NotFiniteError as error:
+            raise record.fault(done - 1, f"{error} not finite after") from error
 
     def validate_now() -> None:
         if validate is None or not (done == num_steps or validate_at(done)):
             return
         try:
-            with meter.paused():
+            with stop.interruptible(), meter.paused():
                 scores = validate(state)
         except Stopped:
-            checkpoints.save(state)
+            save()
             checkpoints.wait()
-            raise
+            raise _stopped(stage, done, num_steps) from None
         writer.append("validation", {done: scores})
         writer.scalars("validation", done, scores)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         log.info("%s validation after step %d: %s", stage, done, shown)
 
-    done = int(state.step)
     if done and done not in writer.steps("validation"):  # killed before it was written
         validate_now()
     while done < num_steps:
         with meter.waiting():
             batch = next(batches)
-        if done == meter.first:
+        if done == first:
             check_batch(batch, method.batch_keys)
-        state, metrics = step_fn(state, parallel.shard(dict(batch), len(devices)), key)
-        pending.append(metrics)
+        # The first call compiles, which says nothing about the time left.
+        with meter.paused() if done == first else contextlib.nullcontext():
+            shares = parallel.shard(dict(batch), len(devices))
+            state, metrics = step_fn(state, shares, key)
         done += 1
-        if len(pending) > _QUEUED_STEPS:
-            jax.block_until_ready(pending[-1 - _QUEUED_STEPS]["loss"])
+        record.add(metrics)
         last = done == num_steps
         if last or done % log_every == 0:
-            settle()
-            means = {
-                name: np.mean([row[name] for row in since_log]) for name in since_log[0]
-            }
-            means["learning_rate"] = since_log[-1]["learning_rate"]
-            since_log.clear()
+            means = record.means()
             speed = meter.read(done)
             writer.scalars("train", done, {**means, **speed})
             writer.append("speed", {done: speed})
@@ -137,38 +128,92 @@ def train(
             if warning := method.diagnose(means):
                 log.warning("%s step %d: %s", stage, done, warning)
         if last or done % checkpoint_every == 0 or stop.requested:
-            settle()
-            checkpoints.save(state)
+            save()
         if stop.requested and not last:
             checkpoints.wait()
-            raise Stopped(f"{stage}: state of step {done} of {num_steps} is saved")
+            raise _stopped(stage, done, num_steps)
         validate_now()
     checkpoints.wait()
     return state
 
 
-def _as_floats(row: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(value) for name, value in row.items()}
+def _stopped(stage: str, done: int, num_steps: int) -> Stopped:
+    return Stopped(f"{stage}: the state of step {done} of {num_steps} is saved")
 
 
-def _not_finite(
-    stage: str,
-    step: int,
-    row: Mapping[str, float],
-    name_cases: Callable[[int], str],
-    checkpoints: Checkpoints,
-) -> str:
-    last_good = checkpoints.latest_step()
-    good = (
-        "no checkpoint is there yet"
-        if last_good is None
-        else f"last good: step {last_good}"
-    )
-    return (
-        f"{stage}: loss {row['loss']:g}, gradient norm {row['grad_norm']:g} at step {step};"
-        f" cases {name_cases(step)}; checkpoint: {good}; look at these cases, or lower"
-        f" {stage}.optimizer.peak_lr."
-    )
+class _Record:
+    """What the steps returned: awaited, checked, written, and averaged for the log."""
+
+    def __init__(
+        self,
+        stage: str,
+        first: int,
+        schedule: Callable[[int], jax.Array],
+        writer: MetricWriter,
+        checkpoints: Checkpoints,
+        name_cases: Callable[[int], str],
+    ) -> None:
+        self._stage = stage
+        self._settled = first  # steps whose rows are written
+        self._schedule = jax.jit(schedule)
+        self._writer = writer
+        self._checkpoints = checkpoints
+        self._name_cases = name_cases
+        self._pending: list[Mapping[str, jax.Array]] = []
+        self._since_log: list[dict[str, float]] = []
+
+    def resume(self, last_log: int) -> None:
+        """Takes up the rows that an earlier start wrote after it last logged."""
+        self._since_log = self._writer.rows("metrics", after=last_log)
+
+    def add(self, metrics: Mapping[str, jax.Array]) -> None:
+        """Takes the metrics of the next step, which may still be running."""
+        self._pending.append(metrics)
+        if len(self._pending) > _QUEUED_STEPS:
+            jax.block_until_ready(self._pending[-1 - _QUEUED_STEPS]["loss"])
+
+    def settle(self) -> None:
+        """Waits for the pending steps, checks that they are finite, writes their rows.
+
+        Raises:
+            UserError: a loss or gradient is not finite, or the disk is full.
+        """
+        steps = range(self._settled, self._settled + len(self._pending))
+        rates = [self._schedule(step) for step in steps]
+        values, rates = jax.device_get((self._pending, rates))
+        rows = {}
+        for step, value, rate in zip(steps, values, rates, strict=True):
+            row = {name: float(x) for name, x in value.items()}
+            if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+                raise self.fault(
+                    step, f"loss {row['loss']:g}, gradient norm {row['grad_norm']:g} at"
+                )
+            rows[step + 1] = row | {"learning_rate": float(rate)}
+        self._pending.clear()
+        self._settled = steps.stop
+        self._since_log.extend(rows.values())
+        if rows:
+            self._writer.append("metrics", rows)
+
+    def means(self) -> dict[str, float]:
+        """Means of the metrics since the last call, and the last learning rate."""
+        self.settle()
+        rows = self._since_log
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        means["learning_rate"] = rows[-1]["learning_rate"]
+        self._since_log = []
+        return means
+
+    def fault(self, step: int, what: str) -> UserError:
+        """The error to raise when `what` happened at `step`."""
+        self._checkpoints.wait()
+        good = self._checkpoints.latest_step()
+        return UserError(
+            f"{self._stage}: {what} step {step}; cases {self._name_cases(step)};"
+            f" last good checkpoint: {'none' if good is None else f'step {good}'};"
+            " look at these cases, or lower"
+            f" config.{self._stage}.optimizer.peak_lr in a new --workdir."
+        )
 
 
 class _Meter:

@@ -5,10 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from pclseg.errors import UserError
-
-Schedule = Callable[[jax.Array | int], jax.Array]
 
 # Of Adam, Kingma and Ba 2015, arXiv 1412.6980; the same defaults in PyTorch.
 _BETA2 = 0.999
@@ -24,7 +23,7 @@ def make(
     weight_decay: float,
     warmup_steps: int,
     total_steps: int,
-) -> tuple[optax.GradientTransformation, Schedule]:
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its schedule.
 
     Weight decay is L2 added to the gradient of all parameters, biases and normalisation
@@ -40,7 +39,7 @@ def make(
         total_steps: steps of the whole stage.
 
     Returns:
-        The optax transformation, and step -> learning rate, float32 scalar.
+        The optax transformation, and step -> learning rate, a float scalar.
 
     Raises:
         UserError: for an unknown name, or a stage without steps.
@@ -68,7 +67,7 @@ def make(
 
 def _cosine(
     *, peak_lr: float, min_lr: float, warmup_steps: int, total_steps: int
-) -> Schedule:
+) -> optax.Schedule:
     """lr(T) = max(0.5 peak (1 + cos(pi T / N)), min) for steps T = 0, 1, ..., N - 1.
 
     During warm-up this is multiplied by (T + 1) / warmup_steps. From step N on, lr(N).
@@ -79,8 +78,9 @@ def _cosine(
             " Set train.epochs or train.steps, or lower data.batch_size."
         )
 
-    def schedule(step: jax.Array | int) -> jax.Array:
-        share = jnp.minimum(step, total_steps) / total_steps
+    def schedule(step: ArrayLike) -> jax.Array:
+        step = jnp.asarray(step)
+        share = jnp.asarray(jnp.minimum(step, total_steps), float) / total_steps
         lr = jnp.maximum(0.5 * peak_lr * (1.0 + jnp.cos(jnp.pi * share)), min_lr)
         return lr * jnp.minimum((step + 1) / max(warmup_steps, 1), 1.0)
 

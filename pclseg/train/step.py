@@ -17,9 +17,10 @@ def make_train_step(
 ) -> TrainStep:
     """Builds `train_step(state, batch, key) -> (state, metrics)`.
 
-    The key is folded with the step, so that a resumed run repeats itself, and is the same
-    on all devices: methods draw one key per row of the global batch, so that the number of
-    devices does not change what is drawn. Metrics are float scalars, means over devices.
+    The key is folded with the step, so that a resumed run repeats itself, and is the
+    same on all devices: methods draw one key per row of the global batch, so that the
+    number of devices does not change what is drawn. Metrics are float scalars, means
+    over devices.
     """
 
     def train_step(

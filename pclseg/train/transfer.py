@@ -44,7 +44,7 @@ class Receipt:
 def transfer(
     source: Variables, target: Variables, *, prefix: str = "encoder"
 ) -> tuple[Variables, Receipt]:
-    """Copies every leaf below `prefix` of every collection, running statistics included.
+    """Copies every leaf below `prefix`, running statistics included.
 
     Args:
         source: {"params", "batch_stats"} of the finished stage.
@@ -71,7 +71,8 @@ def transfer(
 
 
 def _flatten(variables: Variables) -> dict[Path, jax.Array]:
-    return traverse_util.flatten_dict(variables)
+    leaves: Any = traverse_util.flatten_dict(variables)
+    return leaves
 
 
 def _leaves(leaves: dict[Path, jax.Array]) -> Leaves:

@@ -7,6 +7,7 @@ import pkgutil
 
 from pclseg.data.datasets.base import Dataset
 from pclseg.errors import UserError
+from pclseg.named import checked_call
 
 
 def names() -> list[str]:
@@ -39,7 +40,7 @@ def make(name: str, **kwargs: object) -> Dataset:
                 f"dataset {name!r} has no option config.data.options.{option};"
                 f" its options, nearest first: {_nearest_first(option, options)}."
             )
-    return build(**kwargs)
+    return checked_call(build, f"config.data.options of {name!r}", **kwargs)
 
 
 def generate(name: str, **kwargs: object) -> None:
@@ -48,8 +49,12 @@ def generate(name: str, **kwargs: object) -> None:
     Args:
         name: of the dataset.
         **kwargs: raw_dir and its options.
+
+    Raises:
+        UserError: an unknown, missing or mistyped option.
     """
     if name in names():
         module = importlib.import_module(f"{__name__}.{name}")
         if hasattr(module, "generate"):
-            module.generate(**kwargs)
+            what = f"config.data.options of {name!r}"
+            checked_call(module.generate, what, **kwargs)

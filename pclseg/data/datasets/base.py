@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,12 +10,20 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from pclseg.errors import UserError
 
 SUFFIXES = (".nii.gz", ".nii")
 # What nibabel, gzip and zlib raise for a damaged file or one that is not NIfTI.
-READ_ERRORS = (ImageFileError, OSError, EOFError, ValueError)
+READ_ERRORS = (
+    ImageFileError,
+    HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ ROLES = frozenset(
     " label labels labelstr labelsts labelsva lbl lab seg dseg segs segmentation"
     " segmentations mask masks gt groundtruth ground truth manual annotation".split()
 )
+NO_IMAGE = "matches no image"
 Key = Callable[[Path], Hashable]
 
 
@@ -162,7 +163,7 @@ def _match(
 
         def groups(path: Path) -> Hashable:
             found = regex.search(_relative(path, root))
-            return found.groups() if found else path
+            return tuple(g for g in found.groups() if g) if found else path
 
         rules = [(groups, groups, stem)]
     faults: list[list[str]] = []
@@ -171,7 +172,8 @@ def _match(
         if not wrong:
             return pairs, clean
         faults.append(wrong)
-    fewest = min(faults, key=len)
+    # An ambiguous match says more than none at all.
+    fewest = min(faults, key=lambda lines: sum(NO_IMAGE in line for line in lines))
     others = f" (and {len(fewest) - 1} more)" if len(fewest) > 1 else ""
     raise UserError(
         f"{fewest[0]}{others}; narrow the patterns, or set {OPTION}.match to a regular"
@@ -200,7 +202,7 @@ def _pair(
             near = difflib.get_close_matches(
                 str(label), map(str, images), n=1, cutoff=0
             )
-            wrong.append(f"label {label} matches no image (the nearest is {near[0]})")
+            wrong.append(f"label {label} {NO_IMAGE} (the nearest is {near[0]})")
         elif len(found) > 1:
             wrong.append(f"label {label} matches both {found[0]} and {found[1]}")
         elif found[0] in pairs:

@@ -1,0 +1,99 @@
+"""Draws finished runs.
+
+python -m pclseg.cli.figures runs/pcl_phantom runs/scratch_phantom --out=figures
+"""
+
+import argparse
+import logging
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from pclseg import diagnostics, rundir
+from pclseg.errors import UserError
+from pclseg.evaluation.embeddings import principal_components, similarity_curve
+from pclseg.files import write_json
+from pclseg.reports import figures
+from pclseg.runner import Run, finished_run
+
+log = logging.getLogger("pclseg.figures")  # also when run as __main__
+BINS = 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes PNG files; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pclseg.cli.figures",
+        description="Training curves of all runs together; of each run, overlays of the"
+        " worst, median and best case and, where it pre-trained, what the embedding"
+        " knows of position.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--out", type=Path, required=True, help="folder for PNG files")
+    args = parser.parse_args(argv)
+    rundir.log_to(None)
+    try:
+        runs = [finished_run(workdir) for workdir in args.runs]
+        args.out.mkdir(parents=True, exist_ok=True)
+        draw_curves(runs, args.out)
+        for run in runs:
+            draw_cases(run, args.out)
+            draw_embeddings(run, args.out)
+    except UserError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+def draw_curves(runs: Sequence[Run], out: Path) -> None:
+    """One picture a stage and CSV file, the runs of an arm as mean and range."""
+    wanted = {
+        "metrics.csv": {"loss": "loss", "learning_rate": "learning rate"},
+        "validation.csv": {"dice_pooled": "validation Dice, pooled"},
+    }
+    for name, columns in wanted.items():
+        sources: dict[str, dict[str, list[Path]]] = defaultdict(dict)
+        for run in runs:
+            for stage, paths in diagnostics.curve_files(run, name).items():
+                sources[stage].setdefault(run.config.arm, []).extend(paths)
+        for stage, arms in sources.items():
+            path = out / f"{stage}_{Path(name).stem}.png"
+            figures.training_curves(path, arms, columns=columns)
+            log.info("%s", path)
+
+
+def draw_cases(run: Run, out: Path) -> None:
+    """Worst, median and best case."""
+    shown = diagnostics.cases_to_show(run)
+    if shown:
+        path = out / f"{run.workdir.name}_cases.png"
+        figures.overlays(path, shown, run.store.class_names)
+        log.info("%s", path)
+
+
+def draw_embeddings(run: Run, out: Path) -> None:
+    """Of every stage that embeds: similarity against distance, map, and measures."""
+    for name, stage in run.stages.items():
+        if stage.method.embed is None:
+            continue
+        found = diagnostics.embed_held_out(run, stage)
+        both = {"before": found.before, "after": found.after}
+        about = (found.position, found.patient)
+        stem = f"{run.workdir.name}_{name}"
+        curves = {
+            f"{when} {name}": similarity_curve(z, *about, bins=BINS)
+            for when, z in both.items()
+        }
+        figures.similarity_against_distance(out / f"{stem}_similarity.png", curves)
+        maps = {
+            f"{when} {name}": principal_components(z, 2) for when, z in both.items()
+        }
+        figures.embedding_map(out / f"{stem}_map.png", maps, *about)
+        numbers = {when: diagnostics.measures(z, found) for when, z in both.items()}
+        write_json(out / f"{stem}_measures.json", numbers)
+        log.info("%s: %s", out / stem, numbers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Segments images with a finished run.
+
+python -m pclseg.cli.predict --run=runs/pcl_acdc --images='new/*.nii.gz' --out=new_labels
+"""
+
+import argparse
+import glob
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pclseg import rundir
+from pclseg.errors import UserError
+from pclseg.trained import load_segmenter, predict_files
+
+log = logging.getLogger("pclseg.predict")  # also when run as __main__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predicts; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pclseg.cli.predict",
+        description="Writes a label file for every image, on the image's own grid and"
+        " with the label values that the run was trained on.",
+    )
+    parser.add_argument("--run", type=Path, required=True, help="a run's --workdir")
+    parser.add_argument(
+        "--images", nargs="+", required=True, help="NIfTI files, folders or globs"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the label files"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=10, help="slices a forward pass (10)"
+    )
+    args = parser.parse_args(argv)
+    rundir.log_to(None)
+    try:
+        paths = [path for pattern in args.images for path in _found(pattern)]
+        segmenter = load_segmenter(args.run, batch_size=args.batch_size)
+        predict_files(segmenter, paths, args.out)
+    except UserError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+def _found(pattern: str) -> list[Path]:
+    names = f"{pattern}/*.nii*" if Path(pattern).is_dir() else pattern
+    paths = sorted(Path(name) for name in glob.glob(names, recursive=True))
+    if not paths:
+        raise UserError(
+            f"--images {pattern!r} matches no file; quote globs, '*.nii.gz'."
+        )
+    return paths
+
+
+if __name__ == "__main__":
+    sys.exit(main())

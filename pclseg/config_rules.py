@@ -1,0 +1,257 @@
+"""What a config must hold: every key, its type and its range, before any data is read.
+
+Sections that are arguments of a `make` (method, augment, options of a dataset) are
+checked against its signature when it is called.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from pclseg.errors import UserError
+from pclseg.named import nearest
+
+Section = ml_collections.ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a value must be: in words, and as a test."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    return (_is_whole(value) or isinstance(value, float)) and math.isfinite(value)
+
+
+def _are_reals(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_real, value))
+
+
+def _is_size(value: Any) -> bool:
+    is_pair = isinstance(value, list | tuple) and len(value) == 2
+    return is_pair and all(_is_whole(n) and n > 0 and n % 16 == 0 for n in value)
+
+
+def _whole(least: int, most: float = math.inf) -> Rule:
+    expected = f"a whole number from {least}" + (
+        f" to {most}" if most < math.inf else ""
+    )
+    return Rule(expected, lambda v: _is_whole(v) and least <= v <= most)
+
+
+def _real(expected: str, holds: Callable[[float], bool]) -> Rule:
+    return Rule(f"a number {expected}", lambda v: _is_real(v) and holds(v))
+
+
+def _one_of(*choices: Any) -> Rule:
+    words = ", ".join(map(repr, choices))
+    return Rule(f"one of: {words}", lambda v: type(v) in (str, int) and v in choices)
+
+
+_TEXT = Rule("a text", lambda v: isinstance(v, str))
+_FLAG = Rule("True or False", lambda v: isinstance(v, bool))
+_SECTION = Rule("a section, dict(...)", lambda v: isinstance(v, Section))
+_NAMES = Rule(
+    "a tuple of names, such as ('pretrain', 'finetune')",
+    lambda v: isinstance(v, list | tuple) and len(v) > 0 and len(set(v)) == len(v),
+)
+_SEED = _whole(0, 2**32 - 1)
+_POSITIVE = _real("> 0", lambda v: v > 0)
+_NOT_NEGATIVE = _real(">= 0", lambda v: v >= 0)
+
+_RUN = {"arm": _TEXT, "seed": _SEED, "stages": _NAMES}
+_DATA = {
+    "name": _TEXT,
+    "raw_dir": _TEXT,
+    "store_dir": _TEXT,
+    "options": _SECTION,
+    "prepare": _SECTION,
+    "split": _SECTION,
+    "transductive": _FLAG,
+    "pipeline": _one_of("tf", "numpy"),
+}
+_PREPARE = {
+    "slice_axis": Rule(
+        "'auto', 0, 1 or 2",
+        lambda v: type(v) in (int, str) and str(v) in ("auto", "0", "1", "2"),
+    ),
+    "spacing": Rule(
+        "(y, x) in mm, or () for the file's own",
+        lambda v: _are_reals(v) and len(v) in (0, 2) and all(mm >= 0 for mm in v),
+    ),
+    "clip_percentiles": Rule(
+        "(low, high) with 0 <= low < high <= 100",
+        lambda v: _are_reals(v) and len(v) == 2 and 0 <= v[0] < v[1] <= 100,
+    ),
+    "image_order": _whole(0, 5),
+    "label_order": _whole(0, 1),
+    "workers": _whole(0),
+}
+_SPLIT = {
+    "file": _TEXT,
+    "folds": _whole(2),
+    "fold_seed": _SEED,
+    "draw_seed": _whole(0),
+    "fold": _whole(0),
+    "labelled": _whole(1),
+}
+_EVALUATE = {
+    "every_epochs": _whole(1),
+    "batch_size": _whole(1),
+    "tolerance_mm": _NOT_NEGATIVE,
+}
+_STAGE = {
+    "init_from": _TEXT,
+    "data": _SECTION,
+    "method": _SECTION,
+    "model": _SECTION,
+    "augment": _SECTION,
+    "optimizer": _SECTION,
+    "train": _SECTION,
+}
+_STAGE_DATA = {
+    "subset": _one_of("train", "labelled"),
+    "crop_size": Rule("(rows, columns), multiples of 16 like (96, 96)", _is_size),
+    "random_crop": _FLAG,
+    "batch_size": _whole(1),
+    "last_batch": _one_of("drop", "fill"),
+}
+_TRAIN = {
+    "epochs": _NOT_NEGATIVE,
+    "steps": _whole(0),
+    "log_every": _whole(1),
+    "checkpoint_every": _whole(1),
+    "keep": _whole(1),
+}
+# Ranges only: which of these a model takes, its own signature says.
+_MODEL = {
+    "width": _whole(1),
+    "out_dim": _whole(1),
+    "num_classes": _whole(2),
+    "bn_groups": _whole(1),
+}
+_OPTIMIZER = {
+    "peak_lr": _POSITIVE,
+    "min_lr": _NOT_NEGATIVE,
+    "momentum": _real("from 0 to below 1", lambda v: 0 <= v < 1),
+    "weight_decay": _NOT_NEGATIVE,
+    "warmup_steps": _whole(0),
+}
+
+
+def check_config(config: Section, num_devices: int) -> None:
+    """Checks everything about a config that needs no data.
+
+    Raises:
+        UserError: naming the key, its value and what was expected.
+    """
+    sections = [key for key, value in config.items() if isinstance(value, Section)]
+    values = Section({key: config[key] for key in config if key not in sections})
+    _check(values, _RUN, "config")
+    for name in ("data", "evaluate", *config.stages):
+        if name not in sections:
+            raise UserError(
+                f"there is no section config.{name}; the sections are:"
+                f" {', '.join(sections)}.{nearest(str(name), sections)}"
+            )
+    _check(config.data, _DATA, "config.data")
+    _check(config.data.prepare, _PREPARE, "config.data.prepare")
+    _check(config.data.split, _SPLIT, "config.data.split")
+    _check(config.evaluate, _EVALUATE, "config.evaluate")
+    for number, name in enumerate(config.stages):
+        _check_stage(f"config.{name}", config[name])
+        _check_source(f"config.{name}", config[name], config.stages[:number])
+    _check_devices(
+        {name: config[name].data.batch_size for name in config.stages}, num_devices
+    )
+
+
+def check_only(only: Sequence[str], config: Section) -> None:
+    """Checks the names of `--stages`.
+
+    Raises:
+        UserError: a name that is no part of the run.
+    """
+    known = ("prepare", *config.stages, "evaluate")
+    for name in only:
+        if name not in known:
+            raise UserError(
+                f"--stages names {name!r}; expected some of: {', '.join(known)}."
+                f"{nearest(name, known)}"
+            )
+
+
+def _check(section: Section, rules: Mapping[str, Rule], here: str) -> None:
+    """Checks that a section has exactly the keys of `rules`, with values that fit."""
+    for key in section:
+        if key not in rules:
+            raise UserError(
+                f"{here}.{key} is unknown; {here} has: {', '.join(rules)}."
+                f"{nearest(key, rules)}"
+            )
+    for key in rules:
+        if key not in section:
+            raise UserError(f"{here}.{key} is missing; add it, as in configs/.")
+    _check_values(section, rules, here)
+
+
+def _check_values(section: Section, rules: Mapping[str, Rule], here: str) -> None:
+    for key, value in section.items():
+        if key in rules and not rules[key].holds(value):
+            shown = "a section" if isinstance(value, Section) else repr(value)
+            raise UserError(f"{here}.{key} is {shown}; expected {rules[key].expected}.")
+
+
+def _check_stage(here: str, stage: Section) -> None:
+    _check(stage, _STAGE, here)
+    _check(stage.data, _STAGE_DATA, f"{here}.data")
+    _check(stage.train, _TRAIN, f"{here}.train")
+    _check_values(stage.model, _MODEL, f"{here}.model")
+    _check_values(stage.optimizer, _OPTIMIZER, f"{here}.optimizer")
+    for part in ("method", "model", "augment", "optimizer"):
+        _check_values(stage[part], {"name": _TEXT}, f"{here}.{part}")
+        if "name" not in stage[part]:
+            raise UserError(f"{here}.{part}.name is missing; add it, as in configs/.")
+    groups = stage.model.get("bn_groups", 1)
+    if stage.data.batch_size % groups:
+        raise UserError(
+            f"{here}.model.bn_groups is {groups}; expected a divisor of"
+            f" {here}.data.batch_size={stage.data.batch_size}."
+        )
+    if (stage.train.epochs > 0) == (stage.train.steps > 0):
+        raise UserError(
+            f"{here}.train has epochs={stage.train.epochs} and"
+            f" steps={stage.train.steps}; expected exactly one of them > 0."
+        )
+
+
+def _check_devices(batch_sizes: Mapping[str, int], num_devices: int) -> None:
+    most = math.gcd(*batch_sizes.values())
+    usable = max(n for n in range(1, num_devices + 1) if most % n == 0)
+    for name, size in batch_sizes.items():
+        if size % num_devices:
+            raise UserError(
+                f"config.{name}.data.batch_size is {size}; expected a multiple of the"
+                f" {num_devices} devices: change it, or use --devices={usable}."
+            )
+
+
+def _check_source(here: str, stage: Section, earlier: Sequence[str]) -> None:
+    source = stage.init_from
+    if source and source not in earlier and not Path(source).is_dir():
+        raise UserError(
+            f"{here}.init_from is {source!r}; expected '', an earlier stage"
+            f" ({', '.join(earlier) or 'there is none'}) or the folder RUN/STAGE of"
+            f" another run.{nearest(source, earlier)}"
+        )

@@ -1,0 +1,165 @@
+"""A finished run as a function from image files to label files."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from pclseg import building, scoring
+from pclseg.data.datasets.base import Case, num_frames, safe_name, stem
+from pclseg.data.prepare import Options, prepare_case
+from pclseg.data.volume import restore_label, write_label
+from pclseg.errors import UserError
+from pclseg.files import read_json
+from pclseg.state import TrainState
+from pclseg.train.checkpoint import load_weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segmenter:
+    """A trained network with all that surrounds it.
+
+    Attributes:
+        predict: prepared image [Z, H, W] -> probabilities [Z, H, W, K].
+        options: how images are prepared.
+        class_names: of class id 0, 1, ..., the background first.
+        label_values: of the same classes in label files.
+    """
+
+    predict: Callable[[np.ndarray], np.ndarray]
+    options: Options
+    class_names: tuple[str, ...]
+    label_values: tuple[int, ...]
+
+    def segment(self, case: Case) -> np.ndarray:
+        """Label values [X, Y, Z] on the grid of the case's image.
+
+        Raises:
+            UserError: the image cannot be used; the message names the file.
+        """
+        volume = prepare_case(case, self.options, self.label_values)
+        probs = self.predict(volume.image)
+        return restore_label(
+            probs, volume.info.geometry, label_values=self.label_values
+        )
+
+
+def load_segmenter(run: Path, *, batch_size: int) -> Segmenter:
+    """Loads the last segmentation stage of a finished run.
+
+    Args:
+        run: the run directory.
+        batch_size: slices a forward pass.
+
+    Raises:
+        UserError: `run` is no run directory, or that stage is not finished.
+    """
+    if not (run / "dataset.json").is_file():
+        raise UserError(f"{run} is no run directory; expected the --workdir of a run.")
+    config = ml_collections.ConfigDict(read_json(run / "config.json"))
+    dataset = read_json(run / "dataset.json")
+    methods = {name: building.build_method(config[name]) for name in config.stages}
+    able = [name for name in config.stages if methods[name].predict is not None]
+    if not able:
+        raise UserError(f"{run} trained no segmentation; its stages: {config.stages}.")
+    name = able[-1]
+    if not (run / name / "done.json").exists():
+        raise UserError(f"{run / name} is not finished; run the same command again.")
+    step, params, batch_stats = load_weights(run / name / "checkpoints")
+    log.info("weights of %s, step %d", run / name, step)
+    state = TrainState(
+        step=jnp.int32(step),
+        params=params,
+        opt_state={},
+        model_state={"batch_stats": batch_stats},
+        method_state={},
+    )
+    prepare = config.data.prepare
+    return Segmenter(
+        predict=scoring.volume_predictor(
+            methods[name],
+            state,
+            crop_size=tuple(config[name].data.crop_size),
+            batch_size=batch_size,
+        ),
+        options=Options(
+            slice_axis=prepare.slice_axis,
+            spacing=tuple(prepare.spacing),
+            clip_percentiles=tuple(prepare.clip_percentiles),
+            image_order=prepare.image_order,
+            label_order=prepare.label_order,
+        ),
+        class_names=tuple(dataset["class_names"]),
+        label_values=tuple(dataset["label_values"]),
+    )
+
+
+def cases_of(paths: Sequence[Path]) -> list[Case]:
+    """One case a volume; every frame of a 4-D file is one.
+
+    Raises:
+        UserError: two files would be predicted into the same file.
+    """
+    cases: dict[str, Case] = {}
+    for path in paths:
+        frames = num_frames(path)
+        for index in range(frames):
+            name = safe_name(stem(path)) + (f"_frame{index:02d}" if frames > 1 else "")
+            if name in cases:
+                raise UserError(
+                    f"{path} and {cases[name].image_path} would both be written to"
+                    f" {name}.nii.gz; predict them into different folders."
+                )
+            cases[name] = _case(name, path, index if frames > 1 else None)
+    return list(cases.values())
+
+
+def _case(name: str, path: Path, time_index: int | None) -> Case:
+    return Case(
+        name=name,
+        patient=name,
+        frame="",
+        image_path=path,
+        label_path=None,
+        time_index=time_index,
+    )
+
+
+def predict_files(segmenter: Segmenter, paths: Sequence[Path], out: Path) -> list[Path]:
+    """Writes `<name>.nii.gz` for every volume, each whole or not at all.
+
+    Args:
+        segmenter: from `load_segmenter`.
+        paths: NIfTI images, 3-D or 4-D.
+        out: folder for the label files, on the grid of their image.
+
+    Returns:
+        The label files.
+
+    Raises:
+        UserError: the first file that cannot be used; earlier ones stay written.
+    """
+    cases = cases_of(paths)
+    out.mkdir(parents=True, exist_ok=True)
+    targets: list[Path] = []
+    for number, case in enumerate(cases, start=1):
+        target = out / f"{case.name}.nii.gz"
+        targets.append(target)
+        label = segmenter.segment(case)
+        write_label(target, label, like=case.image_path)
+        voxels = _voxels(label, segmenter)
+        log.info("predict %d/%d %s: %s", number, len(cases), target, voxels)
+    return targets
+
+
+def _voxels(label: np.ndarray, segmenter: Segmenter) -> str:
+    named: Any = zip(segmenter.class_names, segmenter.label_values, strict=True)
+    counted = [f"{name} {int((label == value).sum())}" for name, value in named]
+    return "voxels of " + ", ".join(counted[1:])

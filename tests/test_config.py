@@ -1,0 +1,204 @@
+"""Loading and overriding of config files, and the rules that they must keep."""
+
+import json
+
+import ml_collections
+import pytest
+from tiny import ROOT
+
+from pclseg.config import (
+    as_dict,
+    is_override,
+    load_config,
+    override,
+    parse_arg,
+    pick,
+    sibling,
+)
+from pclseg.config_rules import check_config, check_only
+from pclseg.errors import UserError
+
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
+
+
+def phantom():
+    return load_config(str(ROOT / "configs" / "pcl_phantom.py"))
+
+
+def test_arguments_take_the_type_of_their_defaults():
+    given = parse_arg(
+        "fold=3,size=cpu,debug=True", fold=0, size="", debug=False, lr=0.5
+    )
+    assert vars(given) == dict(fold=3, size="cpu", debug=True, lr=0.5)
+
+
+@pytest.mark.parametrize("arg", [None, ""])
+def test_no_argument_gives_the_defaults(arg):
+    assert vars(parse_arg(arg, fold=2)) == dict(fold=2)
+
+
+def test_value_of_an_argument_may_hold_an_equals_sign():
+    assert parse_arg(r"patient=(sub=\d+)", patient="").patient == r"(sub=\d+)"
+
+
+@pytest.mark.parametrize("arg", ["fodl=1", "fold", "=1", "fold=1.5", "debug=yes"])
+def test_unknown_or_mistyped_argument_is_refused(arg):
+    with pytest.raises(UserError, match="config argument"):
+        parse_arg(arg, fold=0, debug=False)
+
+
+def test_pick_names_the_choices():
+    assert pick("size", "cpu", {"cpu": 1, "gpu": 2}) == 1
+    with pytest.raises(UserError, match="known are: cpu, gpu"):
+        pick("size", "tpu", {"cpu": 1, "gpu": 2})
+
+
+def test_config_file_gets_its_argument_and_is_locked():
+    config = load_config(str(ROOT / "configs" / "pcl_acdc.py") + ":fold=3,labelled=6")
+    assert (config.data.split.fold, config.data.split.labelled) == (3, 6)
+    with pytest.raises(AttributeError):
+        config.pretrain.treshold = 1
+
+
+def test_loading_leaves_no_compiled_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict()\n"
+    )
+    load_config(str(path))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.py"]
+
+
+def test_sibling_is_a_config_of_its_own():
+    file = str(ROOT / "configs" / "gcl_phantom.py")
+    first = sibling(file, "pcl_phantom.py", "seed=4")
+    first.data.name = "changed"
+    second = sibling(file, "pcl_phantom.py", "seed=4")
+    assert (second.seed, second.data.name) == (4, "phantom")
+
+
+def test_override_sets_values_of_every_type():
+    config = phantom()
+    override(
+        config,
+        [
+            "--config.seed=7",
+            "--config.pretrain.method.temperature=0.2",
+            "--config.pretrain.data.crop_size=(32,48)",
+            "--config.data.raw_dir=/some/where else",
+            "--config.data.transductive",
+            "--noconfig.pretrain.data.random_crop",
+            "--config.data.split.fold",
+            "3",
+        ],
+    )
+    assert config.seed == 7
+    assert config.pretrain.method.temperature == 0.2
+    assert config.pretrain.data.crop_size == (32, 48)
+    assert config.data.raw_dir == "/some/where else"
+    assert config.data.transductive is True
+    assert config.pretrain.data.random_crop is False
+    assert config.data.split.fold == 3
+
+
+def test_last_override_of_a_key_counts():
+    config = phantom()
+    override(config, ["--config.seed=7", "--config.seed=8"])
+    assert config.seed == 8
+
+
+def test_override_is_told_from_other_flags():
+    assert is_override("--config.seed=1")
+    assert is_override("-config.seed")
+    assert is_override("--noconfig.data.transductive")
+    assert not is_override("--config=x.py")
+    assert not is_override("--configs.seed=1")
+    assert not is_override("config.seed=1")
+
+
+@pytest.mark.parametrize("key", ["sede", "pretrain.method.temp", "seed.x", ""])
+def test_override_of_an_unknown_key_is_refused(key):
+    with pytest.raises(UserError, match=f"--config.{key}"):
+        override(phantom(), [f"--config.{key}=1"])
+
+
+def test_as_dict_is_what_json_gives_back():
+    values = as_dict(phantom())
+    assert json.loads(json.dumps(values)) == values
+    assert values["pretrain"]["data"]["crop_size"] == [64, 64]
+    again = ml_collections.ConfigDict(values)
+    assert as_dict(again) == values
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_file_keeps_the_rules(name):
+    check_config(load_config(str(ROOT / "configs" / name)), 1)
+
+
+def test_config_that_was_read_back_from_json_keeps_the_rules():
+    check_config(ml_collections.ConfigDict(as_dict(phantom())), 1)
+
+
+def test_stages_may_be_any_part_of_a_run():
+    check_only((), phantom())
+    check_only(("prepare", "pretrain", "finetune", "evaluate"), phantom())
+    with pytest.raises(UserError, match="prepare, pretrain, finetune, evaluate"):
+        check_only(("train",), phantom())
+
+
+def test_unused_section_is_allowed():
+    config = phantom()
+    override(config, ["--config.stages=pretrain"])
+    check_config(config, 1)
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "usable"), [(3, 2), (4, 2), (8, 2), (10, 2), (64, 2)]
+)
+def test_number_of_devices_that_fits_every_batch_is_named(num_devices, usable):
+    config = phantom()  # batches of 32 and 10
+    with pytest.raises(UserError, match=f"use --devices={usable}.$"):
+        check_config(config, num_devices)
+    check_config(config, usable)
+
+
+def test_stage_cannot_start_from_a_later_one():
+    config = phantom()
+    override(config, ["--config.stages=('finetune','pretrain')"])
+    with pytest.raises(UserError, match=r"finetune.init_from .*there is none"):
+        check_config(config, 1)
+
+
+RANGES = {
+    "pretrain.optimizer.momentum=1.0": "from 0 to below 1",
+    "pretrain.optimizer.weight_decay=-1e-5": ">= 0",
+    "pretrain.optimizer.warmup_steps=-1": "from 0",
+    "pretrain.train.keep=0": "from 1",
+    "pretrain.train.log_every=0": "from 1",
+    "pretrain.train.checkpoint_every=0": "from 1",
+    "pretrain.model.out_dim=0": "from 1",
+    "finetune.model.num_classes=1": "from 2",
+    "evaluate.every_epochs=0": "from 1",
+    "evaluate.batch_size=0": "from 1",
+    "evaluate.tolerance_mm=-1.0": ">= 0",
+    "data.prepare.image_order=6": "from 0 to 5",
+    "data.prepare.label_order=2": "from 0 to 1",
+    "data.prepare.spacing=(1.0,)": "or ()",
+    "data.prepare.clip_percentiles=(5.0,)": "low < high",
+    "data.split.folds=1": "from 2",
+    "data.split.fold_seed=4294967296": "to 4294967295",
+    "seed=4294967296": "to 4294967295",
+    "pretrain.data.crop_size=(96.0,96)": "multiples of 16",
+    "pretrain.data.crop_size=(0,96)": "multiples of 16",
+}
+
+
+@pytest.mark.parametrize("text", RANGES)
+def test_value_out_of_range_is_named_with_the_range(text):
+    config = phantom()
+    override(config, [f"--config.{text}"])
+    with pytest.raises(UserError) as caught:
+        check_config(config, 1)
+    assert str(caught.value).startswith(f"config.{text.partition('=')[0]} is ")
+    assert RANGES[text] in str(caught.value)

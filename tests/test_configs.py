@@ -1,0 +1,172 @@
+"""Every config file, dry-run against volumes under the names that real ones have."""
+
+import re
+
+import pytest
+from tiny_nifti import (
+    ROOT,
+    acdc_tree,
+    call_main,
+    contents,
+    hippocampus_tree,
+    nifti_tree,
+)
+
+FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+TREES = {"acdc": acdc_tree, "hippocampus": hippocampus_tree, "nifti": nifti_tree}
+# Parameters by width, from the authors' modules: pre-training net, U-Net of 4 classes.
+PRETRAIN = {48: 11_586_704, 32: 5_238_880}
+FINETUNE = {48: 17_462_016, 32: 7_763_456}
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    """A folder with one small tree of every dataset that has files."""
+    root = tmp_path_factory.mktemp("trees")
+    for name, write in TREES.items():
+        write(root / name)
+    return root
+
+
+@pytest.fixture
+def dry_run(trees, capsys, finished):
+    """(name, *more, arg) -> (text of each stage, first two lines) of a dry run."""
+
+    def run(name, *more, arg=""):
+        if (name, more, arg) not in finished:
+            finished[name, more, arg] = _dry_run(capsys, trees, name, more, arg)
+        return finished[name, more, arg]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """Dry runs that more than one test looks at."""
+    return {}
+
+
+def _dry_run(capsys, trees, name, more, arg):
+    arm, data = name.split("_")
+    args = [f"--config={ROOT}/configs/{name}.py:{arg}", "--dry_run", "--devices=1"]
+    args.append("--config.data.pipeline=numpy")
+    if data == "phantom":
+        args.append("--config.data.options.volumes=8")
+    else:
+        args.append(f"--config.data.raw_dir={trees / data}")
+    if arm != "scratch":  # fewer slices here than in a batch of the paper
+        args.append("--config.pretrain.data.batch_size=16")
+    before = contents(trees)
+    code, text = call_main(capsys, *args, *more)
+    assert code == 0, text
+    assert contents(trees) == before
+    lines = text.splitlines()
+    assert lines[-1] == "dry run: nothing was written."
+    stages = {}
+    for line in lines[2:-1]:
+        if not line.startswith(" "):
+            stages[line.partition(":")[0]] = []
+        list(stages.values())[-1].append(line)
+    return {stage: "\n".join(found) for stage, found in stages.items()}, lines[:2]
+
+
+SIZES = {"acdc": ("size=paper", "size=cpu"), "nifti": ("size=gpu", "size=cpu")}
+RUNS = [(name, arg) for name in FILES for arg in SIZES.get(name.split("_")[1], [""])]
+
+
+@pytest.mark.parametrize(("name", "arg"), RUNS)
+def test_dry_run_tells_all_of_a_run_and_writes_nothing(
+    name, arg, dry_run, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # where relative folders would appear
+    arm, data = name.split("_")
+    more = ["--config.finetune.model.num_classes=3"] if data == "nifti" else []
+    stages, lines = dry_run(name, *more, arg=arg)
+    assert list(tmp_path.iterdir()) == []
+    assert lines[0].startswith("dataset ")
+    assert lines[1].startswith("split: fold 0; ")
+    expected = ["finetune"] if arm == "scratch" else ["pretrain", "finetune"]
+    assert list(stages) == expected
+    for text in stages.values():
+        for fact in (
+            r"\d+ slices of \d+ volumes",
+            r" steps an epoch, [1-9]\d* steps",
+            r"parameters [\d,]+; state [\d.]+ MiB",
+            r"activations kept for the gradient [\d.]+ MiB a device",
+            r"batch\['image'\] float32 \[\d+, \d+, \d+, 1\]",
+        ):
+            assert re.search(fact, text), text
+    assert "batch['label'] int32" in stages["finetune"]
+    if arm != "scratch":
+        assert f"method {arm}," in stages["pretrain"]
+        positives = re.search(r"per anchor: mean ([\d.]+), least", stages["pretrain"])
+        assert float(positives[1]) >= 1  # the other view of the same slice
+
+
+def count(text):
+    return int(re.search(r"parameters ([\d,]+);", text)[1].replace(",", ""))
+
+
+def test_networks_of_the_paper_have_its_number_of_parameters(dry_run):
+    stages, _ = dry_run("pcl_acdc", arg="size=paper")
+    assert count(stages["pretrain"]) == PRETRAIN[48]
+    assert count(stages["finetune"]) == FINETUNE[48]
+    assert "batch 16 slices of 352x352" in stages["pretrain"]
+    assert "batch 10 slices of 352x352" in stages["finetune"]
+
+
+def test_networks_for_own_volumes_have_the_authors_width_for_ct(dry_run, trees):
+    root = trees / "four_classes"
+    acdc_tree(root, patients=6)  # as plain files: pairs of x and x_gt
+    images = "training/*/patient*_frame[0-9][0-9].nii.gz"
+    arg = (
+        f"classes=4,images={images},labels=training/*/*_gt.nii.gz,patient=(patient...)"
+    )
+    stages, lines = dry_run("pcl_nifti", f"--config.data.raw_dir={root}", arg=arg)
+    assert count(stages["pretrain"]) == PRETRAIN[32]
+    assert count(stages["finetune"]) == FINETUNE[32]
+    assert "12 volumes, 12 labelled" in lines[0]
+    assert "4 training patients, 2 of them labelled" in lines[1]
+
+
+def test_frames_of_a_series_take_the_place_of_the_labelled_two(dry_run):
+    stages, lines = dry_run("pcl_acdc", arg="size=cpu")
+    # 12 patients, two frames each; patient002 has three more in its 4-D file
+    assert "27 volumes, 24 labelled" in lines[0]
+    assert "9 training patients, 2 of them labelled" in lines[1]
+    assert "3 validation" in lines[1]
+    # 9 x 2 frames, or, with patient002 among them, 8 x 2 + 3
+    assert re.search(r"(162 slices of 18|171 slices of 19) volumes", stages["pretrain"])
+    assert "36 slices of 4 volumes" in stages["finetune"]
+
+
+def test_hippocampus_is_sliced_along_its_length(dry_run):
+    stages, lines = dry_run("pcl_hippocampus")
+    assert "10 volumes, 8 labelled, classes background, label 1, label 2" in lines[0]
+    # 6 of the lengths 30..37 train, 38 and 39 are unlabelled
+    slices = int(re.search(r"(\d+) slices of 8 volumes", stages["pretrain"])[1])
+    assert slices in range(sum(range(30, 36)) + 77, sum(range(32, 38)) + 77 + 1)
+
+
+def test_arms_of_a_dataset_differ_in_the_method_only(dry_run):
+    texts = {}
+    for arm in ("pcl", "gcl", "simclr", "scratch"):
+        stages, lines = dry_run(f"{arm}_acdc", arg="size=cpu")
+        texts[arm] = stages, lines
+    for arm in ("gcl", "simclr", "scratch"):
+        assert texts[arm][1] == texts["pcl"][1]
+        assert texts[arm][0]["finetune"] == texts["pcl"][0]["finetune"]
+        if arm != "scratch":
+            a, b = (texts[x][0]["pretrain"].splitlines() for x in (arm, "pcl"))
+            assert a[1:4] == b[1:4]  # batch, steps, parameters, memory
+
+
+def test_number_of_devices_divides_what_each_keeps(dry_run):
+    one, _ = dry_run("gcl_hippocampus")
+    two, _ = dry_run("gcl_hippocampus", "--devices=2")
+    kept = [
+        float(re.search(r"gradient ([\d.]+) MiB", text["finetune"])[1])
+        for text in (one, two)
+    ]
+    assert "on 2 device(s)" in two["finetune"]
+    assert 0.5 * kept[0] <= kept[1] < 0.7 * kept[0]  # the weights are kept by both

@@ -1,0 +1,321 @@
+"""Preparing a dataset: complete or not at all, restartable, faults named."""
+
+import dataclasses
+import os
+import threading
+from concurrent import futures
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pclseg.data import prepare, tfds_store
+from pclseg.data.datasets.base import Case, Dataset
+from pclseg.errors import UserError
+
+OPTIONS = dict(
+    slice_axis="auto",
+    spacing=(1.0, 1.0),
+    clip_percentiles=(0.0, 100.0),
+    image_order=3,
+    label_order=1,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lethal:
+    """A path that kills the process it is sent to, as lack of memory would."""
+
+    path: Path
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+    def __getattr__(self, name):
+        return getattr(self.path, name)
+
+    def __fspath__(self):
+        return str(self.path)
+
+    def __str__(self):
+        return str(self.path)
+
+
+class ThreadPool(futures.ThreadPoolExecutor):
+    """Stands in for the pool of processes where a test is not about processes."""
+
+    def __init__(self, workers, mp_context, initializer):
+        super().__init__(workers)
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    monkeypatch.setattr(futures, "ProcessPoolExecutor", ThreadPool)
+
+
+def make_dataset(folder, count=3, **changed):
+    """Volumes of which the last is unlabelled; `changed` replaces files' arrays."""
+    folder.mkdir(exist_ok=True)
+    affine = np.diag([1.5, 1.5, 6.0, 1.0])
+    cases = []
+    for row in range(count):
+        rng = np.random.default_rng(row)
+        arrays = {
+            f"image{row}": rng.integers(0, 99, (8, 6, 4 + row)).astype(np.int16),
+            f"label{row}": rng.choice([0, 2, 5], (8, 6, 4 + row)).astype(np.uint8),
+        }
+        paths = {}
+        for name, array in arrays.items():
+            paths[name] = folder / f"{name}.nii.gz"
+            array = changed.get(name, array)
+            nib.save(nib.Nifti1Image(array, affine), paths[name])
+        cases.append(
+            Case(
+                name=f"case{row}",
+                patient=f"patient{row}",
+                frame="",
+                image_path=paths[f"image{row}"],
+                label_path=paths[f"label{row}"] if row < count - 1 else None,
+            )
+        )
+    return Dataset(
+        name="toy",
+        cases=tuple(cases),
+        class_names=("background", "a", "b"),
+        label_values=(0, 2, 5),
+    )
+
+
+def run(dataset, store_dir, workers=2, report=lambda line: None, **changed):
+    options = {**OPTIONS, **changed}
+    return prepare.prepare(
+        dataset, store_dir, workers=workers, report=report, **options
+    )
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_processes_prepare_what_prepare_case_gives(tmp_path):
+    dataset = make_dataset(tmp_path / "raw")
+    lines = []
+    path = run(dataset, tmp_path / "stores", report=lines.append)
+    store = tfds_store.open_store(path)
+    options = prepare.Options(**OPTIONS)
+    for row, case in enumerate(dataset.cases):
+        expected = prepare.prepare_case(case, options, dataset.label_values)
+        volume = store.volume(row)
+        assert volume.info == expected.info
+        assert volume.info.shape == (4 + row, 9, 12)
+        np.testing.assert_array_equal(volume.image, expected.image)
+        assert volume.info.labelled == (row < 2)
+        np.testing.assert_array_equal(volume.label, expected.label)
+    assert (store.class_names, store.label_values) == (
+        ("background", "a", "b"),
+        (0, 2, 5),
+    )
+    assert path.name == f"toy-{store.fingerprint}"
+    assert names(tmp_path / "stores") == [path.name, f"{path.name}.lock"]
+    assert "prepared 3 of 3 volumes, 0:00 left" in lines
+    assert lines[-1] == f"wrote {path}"
+
+
+def test_a_killed_worker_is_reported_with_its_file_and_the_rest_is_kept(tmp_path):
+    dataset = make_dataset(tmp_path / "raw")
+    lethal = dataclasses.replace(
+        dataset.cases[2], image_path=Lethal(dataset.cases[2].image_path)
+    )
+    deadly = dataclasses.replace(dataset, cases=(*dataset.cases[:2], lethal))
+    expected = r"was killed.*: case2 \(.*image2\.nii\.gz\); .*workers=1"
+    with pytest.raises(UserError, match=expected) as error:
+        run(deadly, tmp_path / "stores", workers=1)
+    assert "case0" not in str(error.value)
+    (staging,) = (tmp_path / "stores").glob("*.staging")
+    assert names(staging) == ["000000.npz", "000001.npz"]
+
+
+def test_the_second_call_returns_at_once(tmp_path, threads, monkeypatch):
+    dataset = make_dataset(tmp_path / "raw")
+    path = run(dataset, tmp_path / "stores")
+    monkeypatch.setattr(prepare, "_run", None)
+    lines = []
+    assert run(dataset, tmp_path / "stores", report=lines.append) == path
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"spacing": (2.0, 2.0)},
+        {"spacing": ()},
+        {"slice_axis": 1},
+        {"clip_percentiles": (1.0, 99.0)},
+        {"image_order": 1},
+        {"label_order": 0},
+    ],
+)
+def test_other_options_make_another_store(tmp_path, threads, changed):
+    dataset = make_dataset(tmp_path / "raw")
+    paths = {run(dataset, tmp_path / "stores", **c) for c in ({}, changed)}
+    assert len(paths) == 2
+
+
+def test_other_files_classes_or_cases_make_another_fingerprint(tmp_path):
+    options = prepare.Options(**OPTIONS)
+    dataset = make_dataset(tmp_path / "raw")
+    marks = [prepare.fingerprint(dataset, options)]
+    assert prepare.fingerprint(dataclasses.replace(dataset), options) == marks[0]
+    first = dataset.cases[0]
+    for cases in (
+        dataset.cases[1:],
+        (dataclasses.replace(first, patient="other"), *dataset.cases[1:]),
+        (dataclasses.replace(first, label_path=None), *dataset.cases[1:]),
+        (dataclasses.replace(first, spacing_known=False), *dataset.cases[1:]),
+    ):
+        other = dataclasses.replace(dataset, cases=cases)
+        marks.append(prepare.fingerprint(other, options))
+    other = dataclasses.replace(dataset, label_values=(0, 5, 2))
+    marks.append(prepare.fingerprint(other, options))
+    os.utime(first.image_path, (1, 1))
+    marks.append(prepare.fingerprint(dataset, options))
+    first.label_path.write_bytes(b"shorter")
+    marks.append(prepare.fingerprint(dataset, options))
+    assert len(set(marks)) == len(marks)
+
+
+def test_a_restart_skips_finished_volumes_and_redoes_damaged_ones(
+    tmp_path, threads, monkeypatch
+):
+    dataset = make_dataset(tmp_path / "raw")
+    done = []
+
+    def interrupted(task):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(task.case.name)
+        return original(task)
+
+    original = prepare._prepare_one
+    monkeypatch.setattr(prepare, "_prepare_one", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset, tmp_path / "stores", workers=1)
+    (staging,) = (tmp_path / "stores").glob("*.staging")
+    assert names(staging) == ["000000.npz", "000001.npz"]
+    (staging / "000001.npz").write_bytes(b"damaged")
+    (staging / "000002.1.tmp").write_bytes(b"unfinished")
+    again = []
+    monkeypatch.setattr(
+        prepare,
+        "_prepare_one",
+        lambda task: again.append(task.case.name) or original(task),
+    )
+    lines = []
+    path = run(dataset, tmp_path / "stores", workers=1, report=lines.append)
+    assert again == ["case1", "case2"]
+    assert lines[0] == "1 of 3 volumes were prepared before"
+    assert len(tfds_store.open_store(path).infos) == 3
+    assert names(tmp_path / "stores") == [path.name, f"{path.name}.lock"]
+
+
+def test_every_fault_is_listed_and_the_first_is_raised(tmp_path, threads):
+    nan = np.full((8, 6, 5), np.nan, np.float32)
+    gap = np.zeros((8, 6, 4), np.uint8)
+    gap[0, 0, 0] = 255
+    dataset = make_dataset(tmp_path / "raw", label0=gap, image1=nan)
+    lines = []
+    with pytest.raises(UserError) as error:
+        run(dataset, tmp_path / "stores", report=lines.append)
+    faults = sorted(line for line in lines if line.startswith("case"))
+    assert len(faults) == 2
+    assert "case0: " in faults[0] and "label0.nii.gz: label value 255" in faults[0]
+    assert "image1.nii.gz: 240 of 240 voxels are NaN" in faults[1]
+    assert str(error.value) == f"{faults[0]} (1 more, listed above)"
+    assert not list((tmp_path / "stores").glob("toy-*/metadata.json"))
+
+
+def test_a_full_disk_is_told_with_the_case(tmp_path, threads, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(UserError, match="case0: cannot write .*No space left"):
+        run(make_dataset(tmp_path / "raw", count=1), tmp_path / "stores")
+
+
+def test_a_bug_is_raised_with_the_case_that_met_it(tmp_path, threads, monkeypatch):
+    def broken(*args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(prepare, "prepare_case", broken)
+    with pytest.raises(ZeroDivisionError) as error:
+        run(make_dataset(tmp_path / "raw", count=1), tmp_path / "stores")
+    assert "while preparing case0 from" in error.value.__notes__[0]
+
+
+def test_callers_at_once_share_one_store(tmp_path, threads, monkeypatch):
+    dataset = make_dataset(tmp_path / "raw")
+    tasks = []
+    original = prepare._prepare_one
+    monkeypatch.setattr(
+        prepare, "_prepare_one", lambda task: tasks.append(task) or original(task)
+    )
+    begin = threading.Barrier(3)
+    lines = []
+
+    def call():
+        begin.wait()
+        return run(dataset, tmp_path / "stores", report=lines.append)
+
+    with futures.ThreadPoolExecutor(3) as pool:
+        paths = {future.result() for future in [pool.submit(call) for _ in range(3)]}
+    assert len(paths) == 1
+    assert len(tasks) == 3
+    assert len(tfds_store.open_store(paths.pop()).infos) == 3
+    assert sum(line.startswith("wrote") for line in lines) == 1
+
+
+@pytest.mark.parametrize(("memory", "most"), [(1, 1), (2**50, 3)])
+def test_no_more_volumes_are_in_work_than_memory_holds(
+    tmp_path, threads, monkeypatch, memory, most
+):
+    at_once = []
+    working = set()
+    original = prepare._prepare_one
+    together = threading.Barrier(most)
+
+    def watched(task):
+        working.add(task.path)
+        at_once.append(len(working))
+        together.wait(timeout=30)
+        fault = original(task)
+        working.discard(task.path)
+        return fault
+
+    monkeypatch.setattr(prepare, "_memory_bytes", lambda: memory)
+    monkeypatch.setattr(prepare, "_prepare_one", watched)
+    run(make_dataset(tmp_path / "raw"), tmp_path / "stores", workers=3)
+    assert max(at_once) == most
+
+
+def test_workers_must_not_be_negative(tmp_path):
+    with pytest.raises(UserError, match="workers is -1; use 0 or more"):
+        run(make_dataset(tmp_path / "raw"), tmp_path / "stores", workers=-1)
+
+
+@pytest.mark.data
+def test_a_real_acdc_patient_prepares_at_the_spacing_of_the_authors(shared_data):
+    from pclseg.data.datasets import acdc
+
+    dataset = acdc.make(raw_dir=shared_data / "ACDC")
+    options = prepare.Options(**{**OPTIONS, "spacing": (1.25, 1.25)})
+    case = dataset.cases[0]
+    volume = prepare.prepare_case(case, options, dataset.label_values)
+    assert case.name == "patient002_frame01"
+    assert volume.info.shape == (10, 312, 283)  # 256 and 232 pixels of 1.52344 mm
+    np.testing.assert_allclose(
+        volume.info.spacing, (10.0, 1.52344 * 256 / 312, 1.52344 * 232 / 283)
+    )
+    assert not volume.info.spacing_known
+    assert set(np.unique(volume.label)) == {0, 1, 2, 3}

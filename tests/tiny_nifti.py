@@ -1,0 +1,110 @@
+"""Small NIfTI trees under the names that real ones have, and `main` in-process."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pclseg import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write(path: Path, array: np.ndarray, *, spacing=(1.5, 1.5, 8.0)) -> None:
+    """Writes [X, Y, Z] or [X, Y, Z, T] voxels with `spacing` (x, y, z) in mm."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
+
+
+def image(shape, *, seed: int = 0) -> np.ndarray:
+    """int16 noise."""
+    return np.random.default_rng(seed).integers(0, 1000, shape).astype(np.int16)
+
+
+def label(shape, *, values=(0, 1, 2)) -> np.ndarray:
+    """uint8, holds all of `values`."""
+    return np.resize(np.repeat(np.asarray(values, np.uint8), 7), shape)
+
+
+def nifti_tree(root: Path, *, volumes: int = 6, labelled: int = 6) -> None:
+    """images/caseNN.nii.gz and labels/caseNN.nii.gz of 20 x 18 x 5 voxels."""
+    for number in range(volumes):
+        shape = (20, 18, 5)
+        write(root / f"images/case{number:02d}.nii.gz", image(shape, seed=number))
+        if number < labelled:
+            write(root / f"labels/case{number:02d}.nii.gz", label(shape))
+
+
+def acdc_tree(root: Path, *, patients: int = 12, series_frames: int = 3) -> None:
+    """training/patientNNN/ with two labelled frames each; patient002 has a 4-D file."""
+    shape = (24, 20, 9)
+    for number in range(1, patients + 1):
+        name = f"patient{number:03d}"
+        folder = root / "training" / name
+        for frame in (1, 8):
+            write(folder / f"{name}_frame{frame:02d}.nii.gz", image(shape))
+            truth = label(shape, values=(0, 1, 2, 3))
+            write(folder / f"{name}_frame{frame:02d}_gt.nii.gz", truth)
+        (folder / "Info.cfg").write_text("ED: 1\nES: 8\nGroup: DCM\nNbFrame: 12\n")
+        if number == 2:
+            write(folder / f"{name}_4d.nii.gz", image((*shape, series_frames)))
+
+
+def hippocampus_tree(root: Path, *, volumes: int = 8, unlabelled: int = 2) -> None:
+    """imagesTr, labelsTr and imagesTs; 1 mm, long along axis 1."""
+    for number in range(volumes + unlabelled):
+        shape = (20, 30 + number, 18)
+        name = f"hippocampus_{number:03d}.nii.gz"
+        folder = "imagesTr" if number < volumes else "imagesTs"
+        write(root / folder / name, image(shape), spacing=(1, 1, 1))
+        if number < volumes:
+            write(root / "labelsTr" / name, label(shape), spacing=(1, 1, 1))
+
+
+def contents(root: Path) -> dict[str, bytes | None]:
+    """Every path below `root` with the bytes of its file; folders have None."""
+    return {
+        str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
+        for path in sorted(root.rglob("*"))
+    }
+
+
+class InlinePool(futures.Executor):
+    """A process pool without processes, which take seconds to start."""
+
+    def __init__(self, *args, **kwargs):
+        del args, kwargs
+
+    def submit(self, function, /, *args, **kwargs):
+        future = futures.Future()
+        future.set_result(function(*args, **kwargs))
+        return future
+
+
+@contextmanager
+def clean_process() -> Iterator[None]:
+    """Undoes what `main` changes in this process: signal handlers and logging."""
+    logger = logging.getLogger("pclseg")
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    about = (logger.level, logger.propagate, list(logger.handlers))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for handler in logger.handlers:
+            handler.close()
+        logger.level, logger.propagate, logger.handlers = about
+
+
+def call_main(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
+    """(exit code, stderr) of `python -m pclseg.main *args`, in this process."""
+    with clean_process():
+        code = main.main(["pclseg.main", *map(str, args)])
+    return code, capsys.readouterr().err
