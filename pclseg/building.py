@@ -145,7 +145,7 @@ def open_dataset(data: ml_collections.ConfigDict) -> Dataset:
     Raises:
         UserError: unknown dataset or option, missing folder or files.
     """
-    settings = {"raw_dir": data.raw_dir, **_plain(data.options)}
+    settings = {"raw_dir": data.raw_dir, **_plain(data.options, "raw_dir")}
     try:
         datasets.generate(data.name, **settings)
         return datasets.make(data.name, **settings)
@@ -284,7 +284,10 @@ def build_stage(
         stage.train.epochs * plan.steps_per_epoch
     )
     tx, schedule = checked_call(
-        optimizer.make, "optimizer", total_steps=num_steps, **_plain(stage.optimizer)
+        optimizer.make,
+        "optimizer",
+        total_steps=num_steps,
+        **_plain(stage.optimizer, "total_steps"),
     )
     return Stage(
         name=name,
@@ -331,10 +334,10 @@ def _check_fits(
 def build_method(stage: ml_collections.ConfigDict) -> Method:
     """The method of a stage's config, with its model and augmentation."""
     return methods.make(
-        model=models.make(axis_name=parallel.AXIS, **_plain(stage.model)),
+        model=models.make(axis_name=parallel.AXIS, **_plain(stage.model, "axis_name")),
         augment=augment.make(**_plain(stage.augment)),
         axis_name=parallel.AXIS,
-        **_plain(stage.method),
+        **_plain(stage.method, "model", "augment", "axis_name"),
     )
 
 
@@ -440,5 +443,10 @@ def weights(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
 
 
-def _plain(value: Any) -> Any:
-    return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+def _plain(section: ml_collections.ConfigDict, *taken: str) -> dict[str, Any]:
+    """A section as keyword arguments, without those that the code gives itself."""
+    settings = section.to_dict()
+    for key in taken:
+        if key in settings:
+            raise UserError(f"{key!r} is no setting of a config; take it out.")
+    return settings

@@ -40,13 +40,11 @@ def _are_reals(value: Any) -> bool:
 
 def _is_size(value: Any) -> bool:
     is_pair = isinstance(value, list | tuple) and len(value) == 2
-    return is_pair and all(_is_whole(n) and n > 0 and n % 16 == 0 for n in value)
+    return is_pair and all(_is_whole(n) and n in range(16, 8193, 16) for n in value)
 
 
-def _whole(least: int, most: float = math.inf) -> Rule:
-    expected = f"a whole number from {least}" + (
-        f" to {most}" if most < math.inf else ""
-    )
+def _whole(least: int, most: int = 2**31 - 1) -> Rule:
+    expected = f"a whole number from {least} to {most}"
     return Rule(expected, lambda v: _is_whole(v) and least <= v <= most)
 
 

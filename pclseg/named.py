@@ -38,6 +38,7 @@ def make_named(
     package: str,
     path: Iterable[str],
     name: str,
+    /,
     *,
     hidden: Collection[str] = (),
     **kwargs: Any,
@@ -65,7 +66,7 @@ def make_named(
     return checked_call(make, f"{kind} {name!r}", **kwargs)
 
 
-def checked_call(make: Callable[..., Any], what: str, **kwargs: Any) -> Any:
+def checked_call(make: Callable[..., Any], what: str, /, **kwargs: Any) -> Any:
     """`make(**kwargs)`, after `check_arguments`."""
     check_arguments(make, what, kwargs)
     return make(**kwargs)

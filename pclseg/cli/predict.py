@@ -1,6 +1,6 @@
 """Segments images with a finished run.
 
-python -m pclseg.cli.predict --run=runs/pcl_acdc --images='new/*.nii.gz' --out=new_labels
+python -m pclseg.cli.predict --run=runs/mine --images='new/*.nii.gz' --out=labels
 """
 
 import argparse

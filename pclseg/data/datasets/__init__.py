@@ -20,7 +20,7 @@ def _nearest_first(word: str, known: list[str]) -> str:
     return ", ".join(sorted(known, key=lambda k: (-likeness[k], k)))
 
 
-def make(name: str, **kwargs: object) -> Dataset:
+def make(name: str, /, **kwargs: object) -> Dataset:
     """The dataset of that name; `kwargs` are raw_dir and the options of its file.
 
     Raises:
@@ -43,7 +43,7 @@ def make(name: str, **kwargs: object) -> Dataset:
     return checked_call(build, f"config.data.options of {name!r}", **kwargs)
 
 
-def generate(name: str, **kwargs: object) -> None:
+def generate(name: str, /, **kwargs: object) -> None:
     """Writes the files of a dataset that pclseg makes itself; others are left alone.
 
     Args:
