@@ -1,4 +1,4 @@
-"""From a config to what runs: volumes, splits, and every stage ready to train."""
+"""From a config to what runs: every stage, ready to train."""
 
 import contextlib
 import dataclasses
@@ -13,17 +13,17 @@ import ml_collections
 import numpy as np
 import optax
 
-from pclseg import augment, methods, models, parallel
+from pclseg import augment, cohort, methods, models, parallel
 from pclseg.batch import KEYS
-from pclseg.data import check_pipeline, datasets, prepare, slices, splits
+from pclseg.config import settings
+from pclseg.data import check_pipeline, slices, splits
 from pclseg.data.datasets.base import Dataset
-from pclseg.data.headers import header_infos
 from pclseg.data.plan import Plan
 from pclseg.data.tfds_store import CaseInfo
 from pclseg.errors import UserError
 from pclseg.files import read_json
 from pclseg.methods.base import Batch, Method
-from pclseg.named import checked_call, nearest
+from pclseg.named import checked_call
 from pclseg.state import TrainState
 from pclseg.train import optimizer
 from pclseg.train.checkpoint import load_weights
@@ -116,7 +116,7 @@ def outline(config: ml_collections.ConfigDict) -> Outline:
         with _about(f"config.{name}"):
             build_method(config[name])
     check_pipeline(config.data.pipeline)
-    dataset, infos, split, all_splits = plan_data(config.data)
+    dataset, infos, split, all_splits = cohort.plan_data(config.data)
     stages = build_stages(config, infos, split, len(dataset.class_names))
     check_sources(stages, split, transductive=config.data.transductive)
     return Outline(
@@ -126,123 +126,6 @@ def outline(config: ml_collections.ConfigDict) -> Outline:
         all_splits=all_splits,
         stages=stages,
     )
-
-
-@contextlib.contextmanager
-def _about(key: str) -> Iterator[None]:
-    """Puts a key of the config in front of a UserError that is raised inside."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
-
-
-def open_dataset(data: ml_collections.ConfigDict) -> Dataset:
-    """Lists the cases of `config.data`; nothing is decoded.
-
-    The phantom, which pclseg makes itself, is written where it is missing.
-
-    Raises:
-        UserError: unknown dataset or option, missing folder or files.
-    """
-    settings = {"raw_dir": data.raw_dir, **_plain(data.options, "raw_dir")}
-    try:
-        datasets.generate(data.name, **settings)
-        return datasets.make(data.name, **settings)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or data.raw_dir}: {error.strerror}; mend its permissions,"
-            " or set config.data.raw_dir to another folder."
-        ) from error
-
-
-def prepare_dataset(
-    data: ml_collections.ConfigDict, dataset: Dataset, report: Callable[[str], None]
-) -> Path:
-    """Prepares the volumes, once; returns the store's folder.
-
-    Raises:
-        UserError: a volume that cannot be used, or a store that cannot be written.
-    """
-    try:
-        return checked_call(
-            prepare.prepare,
-            "config.data.prepare",
-            dataset=dataset,
-            store_dir=Path(data.store_dir),
-            report=report,
-            **_plain(data.prepare),
-        )
-    except OSError as error:
-        raise UserError(
-            f"config.data.store_dir: {error.filename or data.store_dir} cannot be"
-            f" written: {error.strerror}; free space, or choose another folder."
-        ) from error
-
-
-def make_splits(
-    data: ml_collections.ConfigDict, infos: Sequence[CaseInfo]
-) -> dict[str, Any]:
-    """The splits of `config.data.split`: the user's file, or seeded folds."""
-    labelled = _patients(info for info in infos if info.labelled)
-    unlabelled = [name for name in _patients(infos) if name not in set(labelled)]
-    split = data.split
-    if split.file:
-        return splits.read_splits(
-            Path(split.file), labelled, unlabelled, draw_seed=split.draw_seed
-        )
-    return splits.make_splits(
-        labelled,
-        unlabelled,
-        folds=split.folds,
-        fold_seed=split.fold_seed,
-        draw_seed=split.draw_seed,
-    )
-
-
-def _patients(infos: Any) -> list[str]:
-    return list(dict.fromkeys(info.patient for info in infos))
-
-
-def rows_of(
-    infos: Sequence[CaseInfo], split: splits.Split, subset: str, *, transductive: bool
-) -> list[int]:
-    """Rows of the store that a subset holds.
-
-    Args:
-        infos: of the store.
-        split: who is in which part.
-        subset: "train", every volume that pre-training may see, once; "labelled", the
-            labelled volumes of the drawn patients; "validation" and "test", the
-            labelled volumes of those patients.
-        transductive: pre-training may see the images of validation and test patients.
-
-    Raises:
-        UserError: an unknown subset.
-    """
-    if subset == "train":
-        allowed = set(splits.pretraining_patients(split, transductive=transductive))
-        return [
-            row
-            for row, info in enumerate(infos)
-            if info.patient in allowed and not info.in_series
-        ]
-    members = {
-        "labelled": split.labelled,
-        "validation": split.validation,
-        "test": split.test,
-    }
-    if subset not in members:
-        raise UserError(
-            f"subset {subset!r} is unknown; known are: train, {', '.join(members)}."
-            f"{nearest(subset, ['train', *members])}"
-        )
-    chosen = set(members[subset])
-    return [
-        row
-        for row, info in enumerate(infos)
-        if info.patient in chosen and info.labelled
-    ]
 
 
 def build_stage(
@@ -268,7 +151,7 @@ def build_stage(
     method = build_method(stage)
     _check_fits(stage, method, num_classes)
     number = zlib.crc32(name.encode())  # the same stage draws the same in every arm
-    rows = rows_of(
+    rows = cohort.rows_of(
         infos, split, stage.data.subset, transductive=config.data.transductive
     )
     plan = Plan(
@@ -287,7 +170,7 @@ def build_stage(
         optimizer.make,
         "optimizer",
         total_steps=num_steps,
-        **_plain(stage.optimizer, "total_steps"),
+        **settings(stage.optimizer, "total_steps"),
     )
     return Stage(
         name=name,
@@ -334,30 +217,22 @@ def _check_fits(
 def build_method(stage: ml_collections.ConfigDict) -> Method:
     """The method of a stage's config, with its model and augmentation."""
     return methods.make(
-        model=models.make(axis_name=parallel.AXIS, **_plain(stage.model, "axis_name")),
-        augment=augment.make(**_plain(stage.augment)),
+        model=models.make(
+            axis_name=parallel.AXIS, **settings(stage.model, "axis_name")
+        ),
+        augment=augment.make(**settings(stage.augment)),
         axis_name=parallel.AXIS,
-        **_plain(stage.method, "model", "augment", "axis_name"),
+        **settings(stage.method, "model", "augment", "axis_name"),
     )
 
 
-def plan_data(
-    data: ml_collections.ConfigDict,
-) -> tuple[Dataset, tuple[CaseInfo, ...], splits.Split, dict[str, Any]]:
-    """The dataset, what its headers promise, and the splits; no voxel is read.
-
-    Raises:
-        UserError: files that are missing or unreadable, folds that do not work out.
-    """
-    dataset = open_dataset(data)
-    infos = header_infos(
-        dataset, slice_axis=data.prepare.slice_axis, spacing=tuple(data.prepare.spacing)
-    )
-    all_splits = make_splits(data, infos)
-    split = splits.select(
-        all_splits, fold=data.split.fold, labelled=data.split.labelled
-    )
-    return dataset, infos, split, all_splits
+@contextlib.contextmanager
+def _about(key: str) -> Iterator[None]:
+    """Puts a key of the config in front of a UserError that is raised inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def build_stages(
@@ -441,12 +316,3 @@ def seen_patients(
 def weights(state: TrainState) -> dict[str, Any]:
     """Parameters and batch statistics of a state, as `transfer` takes them."""
     return {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
-
-
-def _plain(section: ml_collections.ConfigDict, *taken: str) -> dict[str, Any]:
-    """A section as keyword arguments, without those that the code gives itself."""
-    settings = section.to_dict()
-    for key in taken:
-        if key in settings:
-            raise UserError(f"{key!r} is no setting of a config; take it out.")
-    return settings

@@ -157,3 +157,16 @@ def sibling(file: str, name: str, arg: str | None) -> ml_collections.ConfigDict:
 def as_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config as plain dicts, with lists for tuples, as its JSON file holds it."""
     return json.loads(config.to_json_best_effort())
+
+
+def settings(section: ml_collections.ConfigDict, *taken: str) -> dict[str, Any]:
+    """A section as keyword arguments, which the code completes by those `taken`.
+
+    Raises:
+        UserError: the section holds one of them.
+    """
+    values = section.to_dict()
+    for key in taken:
+        if key in values:
+            raise UserError(f"{key!r} is no setting of a config; take it out.")
+    return values

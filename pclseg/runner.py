@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from pclseg import building, scoring
+from pclseg import building, cohort, scoring
 from pclseg.building import Outline, Stage
 from pclseg.data import make_pipeline, splits
 from pclseg.data.tfds_store import Store, open_store
@@ -42,7 +42,7 @@ class Run:
 
     def rows(self, subset: str) -> list[int]:
         """Rows of the store in `subset`."""
-        return building.rows_of(
+        return cohort.rows_of(
             self.store.infos,
             self.split,
             subset,
@@ -94,7 +94,7 @@ def execute(
     dataset, split = outline.dataset, outline.split
     write_json(workdir / "splits.json", outline.all_splits)
     with stop.interruptible():
-        store = open_store(building.prepare_dataset(config.data, dataset, log.info))
+        store = open_store(cohort.prepare_dataset(config.data, dataset, log.info))
     write_json(
         workdir / "dataset.json",
         {
@@ -208,13 +208,13 @@ def train_stage(run: Run, stage: Stage) -> None:
 
 def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState:
     """The newest checkpoint, or a new start, its encoder from elsewhere if asked."""
-    fresh = stage.init()
-    state = checkpoints.restore(fresh)
+    state = checkpoints.restore(stage.abstract())
     if state is not None:
         log.info(
             "%s: going on from step %d of %d", stage.name, state.step, stage.num_steps
         )
         return state
+    fresh = stage.init()
     rows = run.rows(stage.config.data.subset)
     seen = sorted({run.store.infos[row].patient for row in rows})
     source = stage.config.init_from
@@ -273,7 +273,7 @@ def trained_state(stage: Stage, folder: Path) -> TrainState:
     if not (folder / "done.json").exists():
         raise UserError(f"{folder} is not finished; run that stage first.")
     checkpoints = Checkpoints(folder / "checkpoints", keep=stage.config.train.keep)
-    state = checkpoints.restore(stage.init())
+    state = checkpoints.restore(stage.abstract())
     checkpoints.close()
     if state is None:
         raise UserError(

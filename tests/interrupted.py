@@ -12,7 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
-from pclseg import building, main, runner, scoring
+from pclseg import cohort, main, runner, scoring
 
 
 def interrupt_at(name: str, place: str, number: int, delay: float) -> None:
@@ -57,8 +57,8 @@ def interrupt_at(name: str, place: str, number: int, delay: float) -> None:
     train_as_written = runner.train
     runner.train = train
     if place == "prepare":
-        prepare_as_written = building.prepare_dataset
-        building.prepare_dataset = prepare_dataset
+        prepare_as_written = cohort.prepare_dataset
+        cohort.prepare_dataset = prepare_dataset
     if place == "evaluate":
         score_as_written = scoring.score_cases
         scoring.score_cases = score_cases

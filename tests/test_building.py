@@ -1,4 +1,4 @@
-"""From a config to what runs: who is in which part, and what a stage draws."""
+"""From a config to stages: what they draw, and what their weights may come from."""
 
 import dataclasses
 import json
@@ -6,118 +6,15 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_nifti import ROOT, InlinePool, nifti_tree
+from tiny_nifti import InlinePool, config_for, nifti_tree
 
-from pclseg import building, parallel
-from pclseg.config import load_config, override
-from pclseg.data import make_pipeline, prepare, splits
-from pclseg.data.splits import Split
-from pclseg.data.tfds_store import CaseInfo, open_store
-from pclseg.data.volume import prepared_geometry
+from pclseg import building, cohort, parallel
+from pclseg.data import make_pipeline, prepare
+from pclseg.data.tfds_store import open_store
 from pclseg.errors import UserError
 from pclseg.state import TrainState
 from pclseg.train.checkpoint import Checkpoints
 from pclseg.train.step import make_train_step
-
-
-def info(name, patient, *, labelled, in_series=False, slices=4):
-    geometry, shape, spacing = prepared_geometry(
-        (10, 8, slices), np.eye(4), slice_axis=2, spacing=()
-    )
-    return CaseInfo(
-        name=name,
-        patient=patient,
-        frame="",
-        shape=shape,
-        spacing=spacing,
-        labelled=labelled,
-        spacing_known=True,
-        in_series=in_series,
-        geometry=geometry,
-        image_path=f"/{name}.nii.gz",
-    )
-
-
-# As in ACDC: p1 and p3 have a 4-D file, p2 and p4 only the two labelled frames.
-INFOS = (
-    info("p1_4d_00", "p1", labelled=False),
-    info("p1_4d_01", "p1", labelled=False),
-    info("p1_ED", "p1", labelled=True, in_series=True),
-    info("p1_ES", "p1", labelled=True, in_series=True),
-    info("p2_ED", "p2", labelled=True),
-    info("p2_ES", "p2", labelled=True),
-    info("p3_4d_00", "p3", labelled=False),
-    info("p3_ED", "p3", labelled=True, in_series=True),
-    info("p4_ED", "p4", labelled=True),
-    info("u1", "u1", labelled=False),
-)
-SPLIT = Split(
-    train=("p1", "p2"),
-    labelled=("p1",),
-    validation=("p3",),
-    test=("p4",),
-    unlabelled=("u1",),
-)
-
-
-def names_of(subset, *, transductive=False, split=SPLIT):
-    rows = building.rows_of(INFOS, split, subset, transductive=transductive)
-    return [INFOS[row].name for row in rows]
-
-
-def test_pretraining_sees_frames_of_a_series_but_not_their_labelled_copies():
-    expected = ["p1_4d_00", "p1_4d_01", "p2_ED", "p2_ES", "u1"]
-    assert names_of("train") == expected
-
-
-def test_transductive_pretraining_sees_held_out_images_too():
-    expected = ["p1_4d_00", "p1_4d_01", "p2_ED", "p2_ES", "p3_4d_00", "p4_ED", "u1"]
-    assert names_of("train", transductive=True) == expected
-
-
-@pytest.mark.parametrize("transductive", [False, True])
-@pytest.mark.parametrize(
-    ("subset", "expected"),
-    [("labelled", ["p1_ED", "p1_ES"]), ("validation", ["p3_ED"]), ("test", ["p4_ED"])],
-)
-def test_other_subsets_hold_labelled_volumes(subset, expected, transductive):
-    assert names_of(subset, transductive=transductive) == expected
-
-
-def test_pretraining_does_not_depend_on_the_number_of_labelled_patients():
-    more = dataclasses.replace(SPLIT, labelled=("p1", "p2"))
-    assert names_of("train", split=more) == names_of("train")
-    assert names_of("labelled", split=more) == ["p1_ED", "p1_ES", "p2_ED", "p2_ES"]
-
-
-def test_unknown_subset_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match=r"known are: train, .*mean 'labelled'\?"):
-        names_of("labeled")
-
-
-def config_for(tmp_path, arm="pcl", *more):
-    config = load_config(
-        f"{ROOT}/configs/{arm}_nifti.py:size=cpu,crop=16,classes=3,seed=5"
-    )
-    values = {
-        "data.raw_dir": tmp_path / "data",
-        "data.store_dir": tmp_path / "prepared",
-        "data.pipeline": "numpy",
-        "data.prepare.workers": 1,
-        "finetune.data.batch_size": 4,
-        "finetune.model.width": 2,
-        "finetune.train.steps": 2,
-    }
-    if arm == "pcl":
-        values |= {
-            "pretrain.data.batch_size": 4,
-            "pretrain.model.width": 2,
-            "pretrain.model.out_dim": 4,
-            "pretrain.train.steps": 2,
-        }
-    override(config, [f"--config.{key}={value}" for key, value in values.items()])
-    override(config, more)
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -131,41 +28,6 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def outline(place):
     return building.outline(config_for(place))
-
-
-def test_splits_are_the_seeded_folds_of_labelled_patients(place, outline):
-    data = config_for(place).data
-    names = [f"case{number:02d}" for number in range(6)]
-    expected = splits.make_splits(
-        names, ["case06"], folds=5, fold_seed=12345, draw_seed=1234
-    )
-    assert building.make_splits(data, outline.infos) == expected == outline.all_splits
-
-
-def test_patient_with_one_labelled_volume_is_no_unlabelled_patient(place):
-    data = config_for(place).data
-    data.split.folds = 2
-    made = building.make_splits(data, INFOS)
-    assert made["unlabelled"] == ["u1"]
-    assert sorted(made["folds"][0]["draw"] + made["folds"][0]["validation"]) == [
-        "p1",
-        "p2",
-        "p3",
-        "p4",
-    ]
-
-
-@pytest.mark.parametrize("fold", range(5))
-def test_labelled_subsets_are_nested_and_everybody_else_pretrains(place, outline, fold):
-    seen = None
-    for labelled in range(1, 5):
-        split = splits.select(outline.all_splits, fold=fold, labelled=labelled)
-        rows = building.rows_of(outline.infos, split, "train", transductive=False)
-        patients = {outline.infos[row].patient for row in rows}
-        assert patients == {*split.train, "case06"}
-        assert not patients & {*split.validation}
-        assert set(split.labelled) >= (seen or set())
-        seen = set(split.labelled)
 
 
 def test_users_split_file_is_followed(place, outline, tmp_path):
@@ -244,7 +106,7 @@ def store(place, outline):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare.futures, "ProcessPoolExecutor", InlinePool)
         data = config_for(place).data
-        path = building.prepare_dataset(data, outline.dataset, lambda line: None)
+        path = cohort.prepare_dataset(data, outline.dataset, lambda line: None)
     return open_store(path)
 
 
@@ -334,12 +196,3 @@ def test_weights_that_saw_held_out_patients_are_refused(place, outline, tmp_path
         building.outline(config_for(place, "scratch", source))
     allowed = config_for(place, "scratch", source, "--config.data.transductive=True")
     assert list(building.outline(allowed).stages) == ["finetune"]
-
-
-def test_store_that_cannot_be_written_is_named(place, outline, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device", "/somewhere/x.npz")
-
-    monkeypatch.setattr(prepare, "prepare", full)
-    with pytest.raises(UserError, match=r"^config.data.store_dir: .*No space left"):
-        building.prepare_dataset(config_for(place).data, outline.dataset, print)

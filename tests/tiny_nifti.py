@@ -10,8 +10,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from pclseg import main
+from pclseg.config import load_config, override
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,6 +75,32 @@ def contents(root: Path) -> dict[str, bytes | None]:
         str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
         for path in sorted(root.rglob("*"))
     }
+
+
+def config_for(root: Path, arm: str = "pcl", *more: str) -> ConfigDict:
+    """configs/ARM_nifti.py for `nifti_tree(root / "data")`, made tiny."""
+    config = load_config(
+        f"{ROOT}/configs/{arm}_nifti.py:size=cpu,crop=16,classes=3,seed=5"
+    )
+    values = {
+        "data.raw_dir": root / "data",
+        "data.store_dir": root / "prepared",
+        "data.pipeline": "numpy",
+        "data.prepare.workers": 1,
+        "finetune.data.batch_size": 4,
+        "finetune.model.width": 2,
+        "finetune.train.steps": 2,
+    }
+    if arm == "pcl":
+        values |= {
+            "pretrain.data.batch_size": 4,
+            "pretrain.model.width": 2,
+            "pretrain.model.out_dim": 4,
+            "pretrain.train.steps": 2,
+        }
+    override(config, [f"--config.{key}={value}" for key, value in values.items()])
+    override(config, more)
+    return config
 
 
 class InlinePool(futures.Executor):

@@ -90,7 +90,7 @@ class Checkpoints:
         """The newest state, as host arrays, or None where there is no checkpoint.
 
         Args:
-            like: a state of the same structure and shapes.
+            like: a state of the same structure and shapes, or only its shapes.
 
         Raises:
             UserError: the checkpoint does not fit `like` or is damaged.
@@ -98,7 +98,7 @@ class Checkpoints:
         step = self.latest_step()
         if step is None:
             return None
-        template = _as_dict(jax.tree.map(np.asarray, jax.device_get(like)))
+        template = _as_dict(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like))
         path = self._folder / str(step)
         restored = _restore(self._manager, path, template)
         for (where, want), have in zip(
