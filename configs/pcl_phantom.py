@@ -81,7 +81,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             weight_decay=1e-5,
             warmup_steps=50,
         ),
-        train=dict(epochs=0, steps=300, log_every=50, checkpoint_every=100, keep=2),
+        train=dict(epochs=0, steps=400, log_every=50, checkpoint_every=100, keep=2),
     )
     config.finetune = dict(
         init_from="pretrain",
@@ -103,7 +103,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             weight_decay=1e-5,
             warmup_steps=0,
         ),
-        train=dict(epochs=0, steps=500, log_every=100, checkpoint_every=100, keep=2),
+        train=dict(epochs=0, steps=700, log_every=100, checkpoint_every=100, keep=2),
     )
     config.evaluate = dict(every_epochs=20, batch_size=10, tolerance_mm=2.0)
     return config

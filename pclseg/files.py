@@ -1,28 +1,45 @@
 """Files that are either whole or not there, and files that only grow."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pclseg.errors import UserError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces `path` by `text` in one step: a reader sees the old file or the new one.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which replaces `path` when the block is left.
+
+    A reader sees the old file or the new one. Where the block fails, the old one stays.
+    The name ends like `path` and begins with a dot.
 
     Raises:
-        UserError: a full or broken disk; the old file survives.
+        UserError: a full or broken disk.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(temporary, "w", text)
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` by `text` in one step; it is on disk on return.
+
+    Raises:
+        UserError: a full or broken disk; the old file survives.
+    """
+    with replacing(path) as temporary:
+        _write(temporary, "w", text)
 
 
 def append_text(path: Path, text: str) -> None:
@@ -70,4 +87,4 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from error
+        raise UserError(f"{path} is no JSON file ({error}).") from error

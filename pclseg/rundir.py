@@ -42,7 +42,8 @@ def open_run(workdir: Path, config: dict[str, Any]) -> IO[str]:
         The lock; the directory is claimed until it is closed or the process ends.
 
     Raises:
-        UserError: a live run holds the directory, or it was made with another config.
+        UserError: a live run holds the directory, or its volumes were prepared with
+            another config; until then a setting may be mended.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -79,8 +80,8 @@ def _lock(lock: IO[str], workdir: Path) -> None:
 
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:
-    if not path.exists():
-        write_json(path, config)
+    if not path.exists() or not (path.parent / "dataset.json").exists():
+        write_json(path, config)  # volumes are not prepared: a setting may be mended
         return
     differences = config_differences(read_json(path), config)
     if differences:

@@ -92,9 +92,11 @@ def execute(
         Stopped: asked to end; the state is saved.
     """
     dataset, split = outline.dataset, outline.split
+    _check_splits(workdir, outline)
     write_json(workdir / "splits.json", outline.all_splits)
     with stop.interruptible():
         store = open_store(cohort.prepare_dataset(config.data, dataset, log.info))
+    _warn_of_other_files(workdir / "dataset.json", store)
     write_json(
         workdir / "dataset.json",
         {
@@ -112,6 +114,32 @@ def execute(
     if not only or "evaluate" in only:
         with stop.interruptible():
             evaluate(run)
+
+
+def _check_splits(workdir: Path, outline: Outline) -> None:
+    """Checks that a run that has begun goes on with the same patients in every part.
+
+    Raises:
+        UserError: they changed, so that trained weights may have seen held-out ones.
+    """
+    if not (workdir / "dataset.json").is_file():  # nothing was trained yet
+        return
+    if read_json(workdir / "splits.json") != outline.all_splits:
+        raise UserError(
+            f"{workdir / 'splits.json'} differs from the splits as they would be now:"
+            " patients, their labels or the split file changed since this run began;"
+            " restore them, or use a new --workdir."
+        )
+
+
+def _warn_of_other_files(path: Path, store: Store) -> None:
+    """Says so where the run began with other volumes of the same patients."""
+    if path.is_file() and read_json(path)["fingerprint"] != store.fingerprint:
+        log.warning(
+            "%s: the data files, or their times, changed since this run began; what is"
+            " finished is of the earlier ones.",
+            path.parent,
+        )
 
 
 def finished_run(workdir: Path) -> Run:
@@ -160,6 +188,7 @@ def train_stage(run: Run, stage: Stage) -> None:
         log.info("%s: finished before, skipped", stage.name)
         return
     folder.mkdir(parents=True, exist_ok=True)
+    (run.workdir / "summary.json").unlink(missing_ok=True)  # it is of other weights
     settings = stage.config.train
     checkpoints = Checkpoints(folder / "checkpoints", keep=settings.keep)
     try:
@@ -222,6 +251,7 @@ def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState
         log.info("%s: a new start from random weights", stage.name)
     else:
         folder = run.workdir / source if source in run.stages else Path(source)
+        check_finished(folder)
         transductive = run.config.data.transductive
         earlier = building.seen_patients(folder, run.split, transductive=transductive)
         seen = sorted({*seen, *earlier})
@@ -264,14 +294,19 @@ def _cases(store: Store, stage: Stage, step: int) -> str:
     return ", ".join(list(names)[:8]) + (", ..." if len(names) > 8 else "")
 
 
+def check_finished(folder: Path) -> None:
+    """Raises UserError unless the stage in `folder`, RUN/STAGE, came to its end."""
+    if not (folder / "done.json").is_file():
+        raise UserError(f"{folder} is not finished; run that stage first.")
+
+
 def trained_state(stage: Stage, folder: Path) -> TrainState:
     """The state of a finished stage; `folder` is RUN/STAGE.
 
     Raises:
         UserError: the stage has no checkpoint, or one of another model.
     """
-    if not (folder / "done.json").exists():
-        raise UserError(f"{folder} is not finished; run that stage first.")
+    check_finished(folder)
     checkpoints = Checkpoints(folder / "checkpoints", keep=stage.config.train.keep)
     state = checkpoints.restore(stage.abstract())
     checkpoints.close()

@@ -13,7 +13,8 @@ from pclseg.data import make_pipeline
 from pclseg.data.plan import Plan
 from pclseg.data.slices import slice_table
 from pclseg.data.tfds_store import Store
-from pclseg.data.volume import restore_label, write_label
+from pclseg.data.volume import restore_label
+from pclseg.data.volume_file import write_label
 from pclseg.evaluation.cases import case_rows
 from pclseg.evaluation.inference import predict_volume
 from pclseg.evaluation.overlap import counts, dice_from_counts
@@ -137,10 +138,9 @@ def score_cases(
         if volume.label is None:
             raise ValueError(f"{volume.info.name} has no label; it cannot be scored.")
         probs = predict(volume.image)
-        prediction = probs.argmax(axis=-1).astype(np.uint8)
         scored += case_rows(
             volume.info,
-            prediction,
+            probs.argmax(axis=-1),
             volume.label,
             store.class_names,
             tolerance_mm=tolerance_mm,

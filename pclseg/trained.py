@@ -13,7 +13,8 @@ import numpy as np
 from pclseg import building, scoring
 from pclseg.data.datasets.base import Case, num_frames, safe_name, stem
 from pclseg.data.prepare import Options, prepare_case
-from pclseg.data.volume import restore_label, write_label
+from pclseg.data.volume import restore_label
+from pclseg.data.volume_file import write_label
 from pclseg.errors import UserError
 from pclseg.files import read_json
 from pclseg.state import TrainState
@@ -108,7 +109,7 @@ def cases_of(paths: Sequence[Path]) -> list[Case]:
         UserError: two files would be predicted into the same file.
     """
     cases: dict[str, Case] = {}
-    for path in paths:
+    for path in dict.fromkeys(paths):
         frames = num_frames(path)
         for index in range(frames):
             name = safe_name(stem(path)) + (f"_frame{index:02d}" if frames > 1 else "")
@@ -144,19 +145,29 @@ def predict_files(segmenter: Segmenter, paths: Sequence[Path], out: Path) -> lis
         The label files.
 
     Raises:
-        UserError: the first file that cannot be used; earlier ones stay written.
+        UserError: an image would be overwritten; the first file that cannot be used or
+            written, while earlier ones stay written.
     """
     cases = cases_of(paths)
-    out.mkdir(parents=True, exist_ok=True)
-    targets: list[Path] = []
-    for number, case in enumerate(cases, start=1):
-        target = out / f"{case.name}.nii.gz"
-        targets.append(target)
+    targets = [out / f"{case.name}.nii.gz" for case in cases]
+    _check_spared(targets, paths)
+    for number, (case, target) in enumerate(zip(cases, targets, strict=True), start=1):
         label = segmenter.segment(case)
         write_label(target, label, like=case.image_path)
         voxels = _voxels(label, segmenter)
         log.info("predict %d/%d %s: %s", number, len(cases), target, voxels)
     return targets
+
+
+def _check_spared(targets: Sequence[Path], images: Sequence[Path]) -> None:
+    """Raises UserError where a label file would replace an image."""
+    resolved = {image.resolve() for image in images}
+    for target in targets:
+        if target.resolve() in resolved:
+            raise UserError(
+                f"{target} is one of the images and would be overwritten; choose"
+                " another --out."
+            )
 
 
 def _voxels(label: np.ndarray, segmenter: Segmenter) -> str:

@@ -3,6 +3,7 @@
 Each case changes one thing of a run that would work; see `test_the_base_of_all_cases`.
 """
 
+import copy
 import gzip
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_collections
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tiny_nifti import (
     InlinePool,
     acdc_tree,
     call_main,
+    config_for,
     contents,
     hippocampus_tree,
     image,
@@ -26,7 +29,10 @@ from tiny_nifti import (
     write,
 )
 
+from pclseg import building
+from pclseg.config_rules import check_config
 from pclseg.data import prepare
+from pclseg.errors import UserError
 
 CONFIG = ROOT / "configs" / "pcl_nifti.py"
 # What a run may leave that got no further than its volumes; none of it is a result.
@@ -439,6 +445,34 @@ def test_config_file_with(name, place, capsys):
     args = [f"--config={place / 'mine.py'}", f"--workdir={place / 'run'}"]
     check(capsys, [*args, "--config.data.pipeline=numpy", "--devices=1"], *expected)
     assert not (place / "run").exists()
+
+
+def keys_of(section, *above):
+    for key, value in section.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from keys_of(value, *above, key)
+
+
+def test_any_value_of_any_key_is_taken_or_refused_in_one_line(place, monkeypatch):
+    monkeypatch.chdir(place)
+    plain = config_for(place).to_dict()
+    taken = 0
+    for *above, last in keys_of(plain):
+        for value in (None, "x", -1, (), float("nan")):
+            changed = copy.deepcopy(plain)
+            section = changed
+            for key in above:
+                section = section[key]
+            section[last] = value
+            config = ml_collections.ConfigDict(changed).lock()
+            try:
+                check_config(config, 1)
+                building.outline(config)
+                taken += 1
+            except UserError as error:
+                assert len(str(error).splitlines()) == 1, (above, last, value)
+    assert taken < 30  # names, places, and () where it means the default
 
 
 def cut_short(path):

@@ -8,9 +8,9 @@ from tiny_nifti import config_for, nifti_tree
 
 from pclseg import cohort
 from pclseg.data import prepare, splits
+from pclseg.data.geometry import prepared_geometry
 from pclseg.data.splits import Split
 from pclseg.data.tfds_store import CaseInfo
-from pclseg.data.volume import prepared_geometry
 from pclseg.errors import UserError
 
 

@@ -53,14 +53,29 @@ def test_datasets_are_the_files_of_the_folder():
     assert "base" not in datasets.names()
 
 
-def test_an_unknown_dataset_lists_the_nearest_first(tmp_path):
-    with pytest.raises(UserError, match="'adcd'; known datasets, nearest first: acdc,"):
+def test_an_unknown_dataset_lists_all_and_names_the_nearest(tmp_path):
+    expected = r"'adcd'; known datasets are: acdc, .*\. Did you mean 'acdc'\?"
+    with pytest.raises(UserError, match=expected):
         datasets.make("adcd", raw_dir=tmp_path)
 
 
-def test_an_unknown_option_lists_the_nearest_first(tmp_path):
-    with pytest.raises(UserError, match="no option .*image; .* nearest first: images,"):
+def test_an_unknown_option_lists_all_and_names_the_nearest(tmp_path):
+    expected = r"no option .*image; .* are: images, .*\. Did you mean 'images'\?"
+    with pytest.raises(UserError, match=expected):
         datasets.make("nifti", raw_dir=tmp_path, image="*.nii.gz")
+
+
+def test_a_class_name_that_is_repeated_is_refused(tmp_path):
+    case = base.Case(
+        name="a", patient="p", frame="", image_path=tmp_path, label_path=None
+    )
+    with pytest.raises(UserError, match=r"class_names repeats one: \('b', 'a', 'a'\)"):
+        base.Dataset(
+            name="x",
+            cases=(case,),
+            class_names=("b", "a", "a"),
+            label_values=(0, 1, 2),
+        )
 
 
 def test_two_volumes_of_one_name_are_refused(tmp_path):

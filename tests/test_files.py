@@ -60,7 +60,7 @@ def test_json_comes_back(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"\x00\xff"])
 def test_a_damaged_json_is_named(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"a\.json is no JSON file"):
         read_json(tmp_path / "a.json")
 
 

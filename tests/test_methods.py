@@ -247,3 +247,22 @@ def test_state_is_a_pytree_of_arrays():
     state = init_state(make("toy", None), optax.adam(1.0), jax.random.key(0), batch())
     assert isinstance(state, TrainState)
     assert all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(state))
+
+
+def test_groups_of_the_batch_are_refused_where_views_share_a_pass():
+    model = models.make(
+        "unet2d_contrast",
+        dtype="float32",
+        width=2,
+        bn_groups=2,
+        out_dim=8,
+        axis_name=None,
+    )
+    with pytest.raises(UserError, match=r"bn_groups is 2, .*views is 'concat'"):
+        methods.make(
+            "simclr",
+            model=model,
+            augment=augment.make(**SPATIAL),
+            axis_name=None,
+            **SETTINGS["simclr"] | {"views": "concat"},
+        )

@@ -88,13 +88,6 @@ def test_one_empty_mask_is_0_in_a_case(prediction, label):
     np.testing.assert_array_equal(overlap.case_dice_from_counts(total), [0])
 
 
-def test_summary_names_the_foreground_classes():
-    total = overlap.counts(PREDICTION, LABEL, 3)
-    summary = overlap.pooled_summary(total, ("background", "RV", "LV"))
-    assert summary["classes"] == pytest.approx({"RV": 2 / 3, "LV": 4 / 7})
-    assert summary["mean"] == pytest.approx((2 / 3 + 4 / 7) / 2)
-
-
 def test_foreign_ids_and_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"label holds ids 0..255; expected 0..2"):
         overlap.counts(np.array([0, 1]), np.array([0, 255]), 3)

@@ -44,6 +44,7 @@ def test_every_start_is_kept(tmp_path):
 
 def test_another_config_is_refused_with_the_difference(tmp_path):
     rundir.open_run(tmp_path, CONFIG).close()
+    (tmp_path / "dataset.json").write_text("{}")
     other = {"seed": 1, "data": {"name": "phantom", "extra": 2}}
     with pytest.raises(UserError) as told:
         rundir.open_run(tmp_path, other)
@@ -53,6 +54,12 @@ def test_another_config_is_refused_with_the_difference(tmp_path):
     assert "config.data.extra: 'nothing' there, 2 now" in line
     assert "use a new --workdir" in line and "\n" not in line
     rundir.open_run(tmp_path, CONFIG).close()  # the refusal has let go of the folder
+
+
+def test_a_setting_may_be_mended_until_the_volumes_are_prepared(tmp_path):
+    rundir.open_run(tmp_path, CONFIG).close()
+    rundir.open_run(tmp_path, {"seed": 1}).close()
+    assert read_json(tmp_path / "config.json") == {"seed": 1}
 
 
 def test_a_folder_in_use_is_refused_and_free_after_a_kill(tmp_path):
@@ -76,7 +83,8 @@ def test_a_file_is_no_workdir(tmp_path):
 
 def test_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json is no JSON file"):
         rundir.open_run(tmp_path, CONFIG)
 
 

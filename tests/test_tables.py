@@ -231,6 +231,7 @@ def write_run(folder, run, *, init_from="pretrain", transductive=False):
         "arm": run["arm"],
         "seed": run["seed"],
         "data": {"split": split, "transductive": transductive},
+        "stages": ["finetune"],
         "finetune": {"init_from": init_from},
         "evaluate": {"tolerance_mm": 2.0},
     }

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pclseg.data import tfds_store
+from pclseg.data.geometry import prepared_geometry
 from pclseg.data.tfds_store import CaseInfo, Volume
-from pclseg.data.volume import prepared_geometry
 from pclseg.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from nibabel import orientations
 from scipy import ndimage
 
-from pclseg.data import volume
+from pclseg.data import resample, volume, volume_file
 from pclseg.data.datasets.base import Case
+from pclseg.data.geometry import Geometry, orient, prepared_geometry
 from pclseg.errors import UserError
 
 CODES = ["RAS", "LAS", "LPI", "PSR", "SAL", "IRP"]
@@ -70,7 +71,7 @@ def case(image_path, label_path=None, time_index=None):
 def test_resize_gives_the_worked_numbers_of_the_specification(order, expected):
     row = np.array([0.0, 1.0, 4.0, 9.0])
     square = np.repeat(row[None], 4, axis=0)[None]
-    resized = volume.resize_plane(square, (4, 6), order)
+    resized = resample.resize_volume(square, (4, 6), order)
     np.testing.assert_allclose(resized[0], np.tile(expected, (4, 1)), atol=5e-8)
 
 
@@ -105,9 +106,9 @@ def squares():
 
 
 def test_resize_equals_scikit_image_when_shrinking_and_when_mixed():
-    shrunk = volume.resize_plane(squares(), (3, 4), 3)
+    shrunk = resample.resize_volume(squares(), (3, 4), 3)
     np.testing.assert_allclose(shrunk, numbers(SHRUNK, (2, 3, 4)), atol=1e-11)
-    mixed = volume.resize_plane(squares(), (6, 4), 3)[1]
+    mixed = resample.resize_volume(squares(), (6, 4), 3)[1]
     np.testing.assert_allclose(mixed, numbers(MIXED, (6, 4)), atol=1e-11)
 
 
@@ -118,16 +119,16 @@ def test_resize_equals_the_zoom_of_the_whole_volume_clipped_to_its_range():
         smooth, (1, 6 / 9, 13 / 8), order=3, mode="nearest", grid_mode=True
     )
     expected = np.clip(zoomed, array.min(), array.max())
-    np.testing.assert_allclose(volume.resize_plane(array, (6, 13), 3), expected)
+    np.testing.assert_allclose(resample.resize_volume(array, (6, 13), 3), expected)
 
 
 def test_resize_clips_to_the_range_of_the_whole_volume_not_of_a_slice():
     step = np.zeros((2, 4, 8))
     step[0, :, 4:] = 1.0
-    alone = volume.resize_plane(step, (4, 16), 3)
+    alone = resample.resize_volume(step, (4, 16), 3)
     step[1] = 9.0
     step[1, 0, 0] = -9.0
-    among_larger = volume.resize_plane(step, (4, 16), 3)
+    among_larger = resample.resize_volume(step, (4, 16), 3)
     assert alone[0].max() == 1.0
     assert among_larger[0].max() > 1.01
 
@@ -135,7 +136,7 @@ def test_resize_clips_to_the_range_of_the_whole_volume_not_of_a_slice():
 def test_labels_resample_as_one_hot_classes_do_in_scikit_image():
     classes = np.digitize(squares(), [6, 12])  # [Z, H, W]
     file_array = (10 * classes).transpose(2, 1, 0)
-    geometry, _, _ = volume.prepared_geometry(
+    geometry, _, _ = prepared_geometry(
         (6, 5, 2), np.diag([1.0, 1.0, 5.0, 1]), slice_axis=2, spacing=(5 / 7, 6 / 4)
     )
     prepared = volume.prepare_label(
@@ -147,7 +148,7 @@ def test_labels_resample_as_one_hot_classes_do_in_scikit_image():
 
 def test_a_tie_between_classes_goes_to_the_smaller_id():
     label = np.array([2, 1], np.uint8).reshape(1, 2, 1).repeat(2, axis=2)  # (x, y, z)
-    geometry, shape, _ = volume.prepared_geometry(
+    geometry, shape, _ = prepared_geometry(
         label.shape, np.eye(4), slice_axis=2, spacing=(2 / 3, 1.0)
     )
     assert shape == (2, 3, 1)
@@ -159,7 +160,7 @@ def test_a_tie_between_classes_goes_to_the_smaller_id():
 
 def test_label_order_0_takes_the_nearest_voxel():
     label = np.arange(4, dtype=np.uint8).reshape(1, 4, 1).repeat(2, axis=2)
-    geometry, _, _ = volume.prepared_geometry(
+    geometry, _, _ = prepared_geometry(
         label.shape, np.eye(4), slice_axis=2, spacing=(0.5, 1.0)
     )
     prepared = volume.prepare_label(
@@ -181,7 +182,7 @@ def test_label_order_0_takes_the_nearest_voxel():
 def test_new_size_is_old_over_new_spacing_rounded_half_to_even(
     size, old, new, expected
 ):
-    _, shape, spacing = volume.prepared_geometry(
+    _, shape, spacing = prepared_geometry(
         (size, size, 9), np.diag([old, old, 10, 1]), slice_axis=2, spacing=(new, new)
     )
     assert shape == (9, expected, expected)
@@ -192,7 +193,7 @@ def test_new_size_is_old_over_new_spacing_rounded_half_to_even(
 
 
 def prepared(array, clip_percentiles=(0.0, 100.0), spacing=()):
-    geometry, _, _ = volume.prepared_geometry(
+    geometry, _, _ = prepared_geometry(
         array.shape, np.diag([1.0, 1.0, 5.0, 1]), slice_axis="auto", spacing=spacing
     )
     return volume.prepare_image(
@@ -211,7 +212,7 @@ def test_image_is_the_z_score_of_the_whole_volume_in_zyx_order():
 def test_clipping_follows_resampling_and_precedes_the_z_score():
     array = np.random.default_rng(2).gamma(1.0, 100.0, (8, 6, 5)).astype(np.float32)
     image = prepared(array, clip_percentiles=(1.0, 99.0), spacing=(0.8, 0.8))
-    resized = volume.resize_plane(array.transpose(2, 1, 0), (8, 10), 3)
+    resized = resample.resize_volume(array.transpose(2, 1, 0), (8, 10), 3)
     clipped = np.clip(resized, *np.percentile(resized, (1, 99)))
     expected = (clipped - clipped.mean()) / clipped.std()
     np.testing.assert_allclose(image, expected, atol=1e-5)
@@ -235,14 +236,14 @@ def test_storage_does_not_change_the_prepared_arrays(code, tilt, slice_axis):
     rng = np.random.default_rng(4)
     array = rng.normal(size=(6, 5, 4)).astype(np.float32)  # RAS
     stored, affine = stored_as(array, oblique((1.0, 1.5, 5.0), tilt), code)
-    geometry, shape, spacing = volume.prepared_geometry(
+    geometry, shape, spacing = prepared_geometry(
         stored.shape, affine, slice_axis=slice_axis, spacing=()
     )
     others = sorted({0, 1, 2} - {slice_axis}, reverse=True)
     expected = array.transpose(slice_axis, *others)
     assert shape == expected.shape
     np.testing.assert_allclose(spacing, np.take((1.0, 1.5, 5.0), [slice_axis, *others]))
-    np.testing.assert_array_equal(volume.orient(stored, geometry), expected)
+    np.testing.assert_array_equal(orient(stored, geometry), expected)
 
 
 @pytest.mark.parametrize(
@@ -259,14 +260,12 @@ def test_storage_does_not_change_the_prepared_arrays(code, tilt, slice_axis):
 @pytest.mark.parametrize("code", ["RAS", "PSR"])
 def test_auto_slices_along_the_clearly_largest_spacing(spacing, axis, code):
     array, affine = stored_as(np.zeros((5, 6, 7)), np.diag([*spacing, 1.0]), code)
-    _, shape, _ = volume.prepared_geometry(
-        array.shape, affine, slice_axis="auto", spacing=()
-    )
+    _, shape, _ = prepared_geometry(array.shape, affine, slice_axis="auto", spacing=())
     assert shape[0] == (5, 6, 7)[axis]
 
 
 def test_header_lps_flips_x_and_y_only_as_acdc_needs():
-    geometry, _, _ = volume.prepared_geometry(
+    geometry, _, _ = prepared_geometry(
         (8, 9, 4), np.diag([-1.5, -1.5, 10.0, 1.0]), slice_axis="auto", spacing=()
     )
     assert geometry.axes == (2, 1, 0)
@@ -275,18 +274,16 @@ def test_header_lps_flips_x_and_y_only_as_acdc_needs():
 
 @pytest.mark.parametrize("axis", ["1", 1])
 def test_slice_axis_may_be_text_as_flags_are(axis):
-    _, shape, _ = volume.prepared_geometry(
-        (5, 6, 7), np.eye(4), slice_axis=axis, spacing=()
-    )
+    _, shape, _ = prepared_geometry((5, 6, 7), np.eye(4), slice_axis=axis, spacing=())
     assert shape == (6, 7, 5)
 
 
 def test_geometry_survives_json():
-    geometry, _, _ = volume.prepared_geometry(
+    geometry, _, _ = prepared_geometry(
         (5, 6, 7), oblique((1.1, 1.3, 4.0)), slice_axis="auto", spacing=(1.0, 1.0)
     )
     text = geometry.to_json()
-    assert volume.Geometry.from_json(text) == geometry
+    assert Geometry.from_json(text) == geometry
     assert json.loads(text)["file_shape"] == [5, 6, 7]
 
 
@@ -307,7 +304,7 @@ def test_labels_come_back_exactly_from_any_orientation(
     values = (0, 2, 5, 421)
     label = np.random.default_rng(seed).choice(values, shape)
     stored, affine = stored_as(label, oblique((1.0, 1.2, 3.0), tilt), code)
-    geometry, _, _ = volume.prepared_geometry(
+    geometry, _, _ = prepared_geometry(
         stored.shape, affine, slice_axis=slice_axis, spacing=()
     )
     ids = volume.prepare_label(stored, geometry, label_values=values, label_order=1)
@@ -320,11 +317,11 @@ def test_labels_come_back_exactly_from_any_orientation(
 
 
 def test_probabilities_are_resampled_linearly_before_the_largest_is_taken():
-    geometry, shape, _ = volume.prepared_geometry(
+    geometry, shape, _ = prepared_geometry(
         (5, 4, 3), np.diag([1.0, 1.0, 6.0, 1]), slice_axis=2, spacing=(0.5, 0.5)
     )
     probs = np.random.default_rng(5).dirichlet(np.ones(3), shape).astype(np.float32)
-    sharing = [volume.resize_plane(probs[..., k], (4, 5), 1) for k in range(3)]
+    sharing = [resample.resize_volume(probs[..., k], (4, 5), 1) for k in range(3)]
     expected = np.array([7, 0, 9])[np.argmax(sharing, axis=0)].transpose(2, 1, 0)
     back = volume.restore_label(probs, geometry, label_values=(7, 0, 9))
     np.testing.assert_array_equal(back, expected)
@@ -334,7 +331,7 @@ def test_a_smooth_label_survives_resampling_and_the_way_back():
     z, y, x = np.ogrid[:6, :48, :40]
     ball = ((y - 24) ** 2 + (x - 20) ** 2 < (6 + 2 * z) ** 2).astype(np.uint8)
     label = ball.transpose(2, 1, 0)
-    geometry, _, _ = volume.prepared_geometry(
+    geometry, _, _ = prepared_geometry(
         label.shape, np.diag([1.5, 1.5, 8.0, 1]), slice_axis=2, spacing=(1.1, 1.1)
     )
     ids = volume.prepare_label(label, geometry, label_values=(0, 1), label_order=1)
@@ -363,7 +360,9 @@ def test_a_written_label_has_the_geometry_of_its_image(tmp_path, qform, sform, c
     image.set_sform(affine, sform)
     nib.save(image, tmp_path / "image.nii.gz")
     label = np.random.default_rng(7).choice([0, 2, 500], array.shape).astype(np.int16)
-    volume.write_label(tmp_path / "p.nii.gz", label, like=tmp_path / "image.nii.gz")
+    volume_file.write_label(
+        tmp_path / "p.nii.gz", label, like=tmp_path / "image.nii.gz"
+    )
     before = nib.load(tmp_path / "image.nii.gz")
     after = nib.load(tmp_path / "p.nii.gz")
     np.testing.assert_array_equal(np.asanyarray(after.dataobj), label)
@@ -378,7 +377,7 @@ def test_a_written_label_has_the_geometry_of_its_image(tmp_path, qform, sform, c
 def test_a_label_written_for_a_frame_is_3d(tmp_path):
     save(tmp_path / "cine.nii.gz", np.zeros((4, 5, 3, 7), np.int16))
     label = np.ones((4, 5, 3), np.uint8)
-    volume.write_label(tmp_path / "p.nii", label, like=tmp_path / "cine.nii.gz")
+    volume_file.write_label(tmp_path / "p.nii", label, like=tmp_path / "cine.nii.gz")
     assert nib.load(tmp_path / "p.nii").shape == (4, 5, 3)
 
 
@@ -392,15 +391,15 @@ def ramp(shape=(4, 5, 3), dtype=np.int16):
 def test_integers_stay_as_stored_and_wide_floats_become_float32(tmp_path):
     save(tmp_path / "a.nii.gz", ramp())
     save(tmp_path / "b.nii.gz", ramp(dtype=np.float64))
-    assert volume.load_case(case(tmp_path / "a.nii.gz")).image.dtype == np.int16
-    assert volume.load_case(case(tmp_path / "b.nii.gz")).image.dtype == np.float32
+    assert volume_file.load_case(case(tmp_path / "a.nii.gz")).image.dtype == np.int16
+    assert volume_file.load_case(case(tmp_path / "b.nii.gz")).image.dtype == np.float32
 
 
 def test_a_frame_of_a_4d_file_is_read_with_its_label(tmp_path):
     frames = ramp((4, 5, 3, 2))
     image = save(tmp_path / "a.nii.gz", frames)
     label = save(tmp_path / "b.nii.gz", (frames % 3).astype(np.uint8))
-    loaded = volume.load_case(case(image, label, time_index=1))
+    loaded = volume_file.load_case(case(image, label, time_index=1))
     np.testing.assert_array_equal(loaded.image, frames[..., 1])
     np.testing.assert_array_equal(loaded.label, frames[..., 1] % 3)
 
@@ -412,7 +411,7 @@ def test_noise_in_the_headers_is_accepted(tmp_path, noise):
     rng = np.random.default_rng(8)
     near = affine + noise * np.abs(affine) * rng.uniform(-1, 1, (4, 4))
     label = save(tmp_path / "b.nii.gz", np.zeros((128, 128, 64), np.uint8), near)
-    assert volume.load_case(case(image, label)).label is not None
+    assert volume_file.load_case(case(image, label)).label is not None
 
 
 def test_an_affine_apart_is_told_in_mm(tmp_path):
@@ -422,7 +421,7 @@ def test_an_affine_apart_is_told_in_mm(tmp_path):
     moved[0, 3] = 3.0
     label = save(tmp_path / "b.nii.gz", np.zeros((4, 5, 3), np.uint8), moved)
     with pytest.raises(UserError, match=r"sub1: .*b\.nii\.gz: .* 3 mm .*1\.5 voxels"):
-        volume.load_case(case(image, label))
+        volume_file.load_case(case(image, label))
 
 
 def test_another_spacing_of_the_label_is_an_error(tmp_path):
@@ -430,7 +429,7 @@ def test_another_spacing_of_the_label_is_an_error(tmp_path):
     other = np.diag([1.02, 1.0, 1.0, 1.0])
     label = save(tmp_path / "b.nii.gz", np.zeros((40, 40, 3), np.uint8), other)
     with pytest.raises(UserError, match="0.78 mm off"):
-        volume.load_case(case(image, label))
+        volume_file.load_case(case(image, label))
 
 
 def with_nan():
@@ -455,7 +454,7 @@ def test_images_that_cannot_be_used_are_named_with_their_file(tmp_path, array, m
     with pytest.raises(
         UserError, match=r"^sub1: .*bad\.nii\.gz: .*" + message
     ) as error:
-        volume.load_case(case(path))
+        volume_file.load_case(case(path))
     assert "\n" not in str(error.value)
 
 
@@ -470,12 +469,12 @@ def test_damaged_files_are_named(tmp_path, name, damage):
     path = save(tmp_path / name, noise)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=f"sub1: .*{name}: the file cannot be read"):
-        volume.load_case(case(path))
+        volume_file.load_case(case(path))
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="sub1: .*no.nii.gz: the file does not exist"):
-        volume.load_case(case(tmp_path / "no.nii.gz"))
+        volume_file.load_case(case(tmp_path / "no.nii.gz"))
 
 
 @pytest.mark.parametrize(
@@ -493,7 +492,7 @@ def test_labels_that_cannot_be_used_are_named(tmp_path, label, message):
     image = save(tmp_path / "a.nii.gz", ramp())
     path = save(tmp_path / "lab.nii.gz", label)
     with pytest.raises(UserError, match=r"sub1: .*lab\.nii\.gz: .*" + message):
-        volume.load_case(case(image, path))
+        volume_file.load_case(case(image, path))
 
 
 def test_a_label_value_without_a_class_is_told_with_its_place():
@@ -525,7 +524,7 @@ def test_class_ids_index_the_label_values_in_any_order(values, seed):
 )
 def test_options_that_cannot_be_met_are_named(options, message):
     with pytest.raises(UserError, match=message):
-        volume.prepared_geometry(
+        prepared_geometry(
             (4, 5, 1), np.eye(4), **{"slice_axis": 0, "spacing": (), **options}
         )
 
@@ -544,9 +543,7 @@ def test_an_image_that_clipping_makes_constant_is_refused():
 
 
 def test_a_prediction_of_another_shape_is_a_programming_error():
-    geometry, _, _ = volume.prepared_geometry(
-        (4, 5, 3), np.eye(4), slice_axis=2, spacing=()
-    )
+    geometry, _, _ = prepared_geometry((4, 5, 3), np.eye(4), slice_axis=2, spacing=())
     with pytest.raises(ValueError, match="expected the prepared"):
         volume.restore_label(np.zeros((3, 4, 5)), geometry, label_values=(0, 1))
 
@@ -555,8 +552,10 @@ def test_a_prediction_of_another_shape_is_a_programming_error():
 def test_a_hippocampus_case_is_sliced_from_back_to_front(shared_data):
     task = shared_data / "Task04_Hippocampus"
     name = "hippocampus_003.nii.gz"
-    loaded = volume.load_case(case(task / "imagesTr" / name, task / "labelsTr" / name))
-    geometry, shape, spacing = volume.prepared_geometry(
+    loaded = volume_file.load_case(
+        case(task / "imagesTr" / name, task / "labelsTr" / name)
+    )
+    geometry, shape, spacing = prepared_geometry(
         loaded.image.shape, loaded.affine, slice_axis=1, spacing=()
     )
     assert loaded.image.shape == (34, 52, 35)

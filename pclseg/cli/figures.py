@@ -6,7 +6,7 @@ python -m pclseg.cli.figures runs/pcl_phantom runs/scratch_phantom --out=figures
 import argparse
 import logging
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rundir.log_to(None)
     try:
+        _check_names(args.runs)
         runs = [finished_run(workdir) for workdir in args.runs]
-        args.out.mkdir(parents=True, exist_ok=True)
         draw_curves(runs, args.out)
         for run in runs:
             draw_cases(run, args.out)
@@ -44,6 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return 1
     return 0
+
+
+def _check_names(workdirs: Sequence[Path]) -> None:
+    """Raises UserError where two runs would write the same files."""
+    names = Counter(workdir.resolve().name for workdir in workdirs)
+    name, count = names.most_common(1)[0]
+    if count > 1:
+        raise UserError(
+            f"{count} of the runs are called {name!r}, after which the figures are"
+            " named; draw them into different folders, one call each."
+        )
 
 
 def draw_curves(runs: Sequence[Run], out: Path) -> None:
@@ -67,7 +78,7 @@ def draw_cases(run: Run, out: Path) -> None:
     """Worst, median and best case."""
     shown = diagnostics.cases_to_show(run)
     if shown:
-        path = out / f"{run.workdir.name}_cases.png"
+        path = out / f"{run.workdir.resolve().name}_cases.png"
         figures.overlays(path, shown, run.store.class_names)
         log.info("%s", path)
 
@@ -80,7 +91,7 @@ def draw_embeddings(run: Run, out: Path) -> None:
         found = diagnostics.embed_held_out(run, stage)
         both = {"before": found.before, "after": found.after}
         about = (found.position, found.patient)
-        stem = f"{run.workdir.name}_{name}"
+        stem = f"{run.workdir.resolve().name}_{name}"
         curves = {
             f"{when} {name}": similarity_curve(z, *about, bins=BINS)
             for when, z in both.items()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pclseg import rundir
+from pclseg.data.datasets.base import natural_key, nifti_files
 from pclseg.errors import UserError
 from pclseg.trained import load_segmenter, predict_files
 
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rundir.log_to(None)
     try:
+        if args.batch_size < 1:
+            raise UserError(f"--batch_size is {args.batch_size}; expected 1 or more.")
         paths = [path for pattern in args.images for path in _found(pattern)]
         segmenter = load_segmenter(args.run, batch_size=args.batch_size)
         predict_files(segmenter, paths, args.out)
@@ -47,13 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _found(pattern: str) -> list[Path]:
-    names = f"{pattern}/*.nii*" if Path(pattern).is_dir() else pattern
-    paths = sorted(Path(name) for name in glob.glob(names, recursive=True))
+    paths = [Path(name) for name in glob.glob(pattern, recursive=True)]
+    if Path(pattern).is_dir():
+        paths = nifti_files(Path(pattern))
     if not paths:
         raise UserError(
-            f"--images {pattern!r} matches no file; quote globs, '*.nii.gz'."
+            f"--images {pattern!r} finds no .nii.gz or .nii file; quote globs,"
+            " '*.nii.gz'."
         )
-    return paths
+    return sorted(paths, key=natural_key)
 
 
 if __name__ == "__main__":

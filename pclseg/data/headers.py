@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pclseg.data.datasets.base import READ_ERRORS, Case, Dataset, open_nifti
+from pclseg.data.datasets.base import Case, Dataset
+from pclseg.data.geometry import prepared_geometry
 from pclseg.data.tfds_store import CaseInfo
-from pclseg.data.volume import check_grids, naming, prepared_geometry, read_affine
+from pclseg.data.volume_file import check_grids, naming, open_volume, read_affine
 from pclseg.errors import UserError
 
 Header = tuple[tuple[int, ...], np.ndarray]  # shape, [4, 4] affine
@@ -20,7 +21,7 @@ def header_infos(
 
     Args:
         dataset: its cases.
-        slice_axis: as in `volume.prepared_geometry`.
+        slice_axis: as in `geometry.prepared_geometry`.
         spacing: likewise.
 
     Raises:
@@ -68,14 +69,7 @@ def _header(path: Path, read: dict[Path, Header]) -> Header:
 
 
 def _read_header(path: Path) -> Header:
-    if not path.is_file():
-        raise UserError("the file does not exist; add it or take the case out.")
-    try:
-        image = open_nifti(path)
-    except READ_ERRORS as error:
-        raise UserError(
-            "the file cannot be read; copy or download it again."
-        ) from error
+    image = open_volume(path)
     if len(image.shape) < 3:
         raise UserError(f"the file's shape is {image.shape}; expected a 3-D volume.")
     return image.shape, read_affine(image)

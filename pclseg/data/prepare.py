@@ -27,9 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pclseg.data import tfds_store, volume
+from pclseg.data import tfds_store
 from pclseg.data.datasets.base import READ_ERRORS, Case, Dataset, open_nifti
+from pclseg.data.geometry import prepared_geometry
 from pclseg.data.tfds_store import CaseInfo, Volume
+from pclseg.data.volume import prepare_image, prepare_label
+from pclseg.data.volume_file import load_case, naming
 from pclseg.errors import UserError
 
 VERSION = 1  # of the numbers: raised when preparation gives other arrays
@@ -84,7 +87,7 @@ def prepare(
     Args:
         dataset: what to prepare.
         store_dir: the folder that stores are kept in.
-        slice_axis: as in `volume.prepared_geometry`.
+        slice_axis: as in `geometry.prepared_geometry`.
         spacing: likewise.
         clip_percentiles: as in `volume.prepare_image`.
         image_order: likewise.
@@ -263,7 +266,7 @@ def _task_bytes(task: Task) -> int:
     """An upper estimate of the memory that preparing a volume takes."""
     try:
         source = open_nifti(task.case.image_path)
-        geometry, new_shape, _ = volume.prepared_geometry(
+        geometry, new_shape, _ = prepared_geometry(
             source.shape[:3],
             np.asarray(source.affine),
             slice_axis=task.options.slice_axis,
@@ -321,15 +324,15 @@ def prepare_case(case: Case, options: Options, label_values: Sequence[int]) -> V
     Raises:
         UserError: naming the case, the file and what is wrong with it.
     """
-    loaded = volume.load_case(case)
-    with volume.naming(case, case.image_path):
-        geometry, shape, spacing = volume.prepared_geometry(
+    loaded = load_case(case)
+    with naming(case, case.image_path):
+        geometry, shape, spacing = prepared_geometry(
             loaded.image.shape,
             loaded.affine,
             slice_axis=options.slice_axis,
             spacing=options.spacing,
         )
-        image = volume.prepare_image(
+        image = prepare_image(
             loaded.image,
             geometry,
             clip_percentiles=options.clip_percentiles,
@@ -337,8 +340,8 @@ def prepare_case(case: Case, options: Options, label_values: Sequence[int]) -> V
         )
     label = None
     if loaded.label is not None:
-        with volume.naming(case, case.label_path):
-            label = volume.prepare_label(
+        with naming(case, case.label_path):
+            label = prepare_label(
                 loaded.label,
                 geometry,
                 label_values=label_values,

@@ -1,7 +1,6 @@
 """Folds by patient, nested labelled subsets, and the user's own split files."""
 
 import dataclasses
-import json
 import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from pclseg.data.datasets.base import natural_key
 from pclseg.errors import UserError
+from pclseg.files import read_json
 from pclseg.named import nearest
 
 
@@ -152,7 +152,7 @@ def read_splits(
             sides; a fold without patients; no label where one is needed.
     """
     path = Path(path)
-    content = _read_json(path)
+    content = _read_object(path)
     labelled = set(labelled_patients)
     without_label = sorted(set(unlabelled_patients) - labelled, key=natural_key)
     known = labelled.union(without_label)
@@ -201,17 +201,13 @@ def _check_folds(patients: int, folds: int, fold_seed: int) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        content = read_json(path)
+    except UserError as error:
         raise UserError(
-            f"config.data.split.file: {path} cannot be read ({error.strerror}); give"
-            " the path of a JSON file, or '' for folds made from config.data.split."
-        ) from error
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(
-            f"config.data.split.file: {path} is no JSON file ({error}); mend it there."
+            f"config.data.split.file: {error} Give a JSON file, or '' for folds made"
+            " from config.data.split."
         ) from error
     if not isinstance(content, dict):
         raise UserError(

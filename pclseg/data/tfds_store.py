@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pclseg.data.volume import Geometry
+from pclseg.data.geometry import Geometry
 from pclseg.errors import UserError
 
 FORMAT = 1  # of the examples and the metadata; raised when either changes

@@ -1,8 +1,5 @@
 """Overlap of prediction and label: the authors' pooled Dice, and Dice of a case."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
 
@@ -63,18 +60,3 @@ def case_dice_from_counts(total: np.ndarray) -> np.ndarray:
     both, predicted, labelled = total[1:].astype(np.float64).T
     size = predicted + labelled
     return np.divide(2 * both, size, out=np.full_like(size, np.nan), where=size > 0)
-
-
-def pooled_summary(total: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """The authors' pooled Dice, ready for a JSON file.
-
-    Args:
-        total: [K, 3] int, `counts` summed over everything that was evaluated.
-        class_names: K names, background first.
-
-    Returns:
-        {"mean": float, "classes": {name: float}}, foreground only.
-    """
-    dice = dice_from_counts(total).tolist()
-    by_name = dict(zip(class_names[1:], dice, strict=True))
-    return {"mean": float(np.mean(dice)), "classes": by_name}

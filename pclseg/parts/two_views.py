@@ -47,7 +47,8 @@ def two_views(
         axis_name: of the pmapped step, or None.
 
     Raises:
-        UserError: a temperature that is not positive, or unknown `views`.
+        UserError: a temperature that is not positive, unknown `views`, or "concat" of
+            a model that normalises by groups of the batch.
     """
     for name, value in (
         ("temperature", temperature),
@@ -57,6 +58,12 @@ def two_views(
             raise UserError(f"method.{name} is {value}; expected > 0.")
     if views not in ("separate", "concat"):
         raise UserError(f"method.views is {views!r}; expected 'separate' or 'concat'.")
+    if views == "concat" and getattr(model, "bn_groups", 1) > 1:
+        # Which rows are neighbours would depend on the number of devices.
+        raise UserError(
+            f"model.bn_groups is {model.bn_groups}, but method.views is 'concat';"
+            " groups need views='separate'."
+        )
 
     def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
         variables = model.init(key, batch["image"], train=False)

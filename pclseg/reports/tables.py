@@ -126,7 +126,8 @@ def _run(config: dict[str, Any], summary: dict[str, Any], rows: list[Row]) -> Ru
         rows=rows,
         tolerance_mm=config["evaluate"]["tolerance_mm"],
         # A run from scratch has seen nobody, whatever the setting says.
-        transductive=bool(data["transductive"] and config["finetune"]["init_from"]),
+        transductive=data["transductive"]
+        and any(config[stage]["init_from"] for stage in config["stages"]),
         pooled={key: summary[key]["mean"] for key in POOLED if summary.get(key)},
     )
 

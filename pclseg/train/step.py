@@ -40,7 +40,7 @@ def make_train_step(
             model_state=model_state,
             method_state=aux.method_state,
         )
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return method.after_step(state), metrics
 
     return train_step

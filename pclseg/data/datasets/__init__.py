@@ -1,23 +1,17 @@
 """Datasets, one file each: `make(name)` imports the file of that name."""
 
-import difflib
 import importlib
 import inspect
 import pkgutil
 
 from pclseg.data.datasets.base import Dataset
 from pclseg.errors import UserError
-from pclseg.named import checked_call
+from pclseg.named import checked_call, nearest
 
 
 def names() -> list[str]:
     """The datasets there are: the files of this folder."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
-
-
-def _nearest_first(word: str, known: list[str]) -> str:
-    likeness = {k: difflib.SequenceMatcher(None, word, k).ratio() for k in known}
-    return ", ".join(sorted(known, key=lambda k: (-likeness[k], k)))
 
 
 def make(name: str, /, **kwargs: object) -> Dataset:
@@ -28,8 +22,8 @@ def make(name: str, /, **kwargs: object) -> Dataset:
     """
     if name not in names():
         raise UserError(
-            f"config.data.name is {name!r}; known datasets, nearest first:"
-            f" {_nearest_first(name, names())}."
+            f"config.data.name is {name!r}; known datasets are:"
+            f" {', '.join(names())}.{nearest(name, names())}"
         )
     build = importlib.import_module(f"{__name__}.{name}").make
     known = list(inspect.signature(build).parameters)
@@ -38,7 +32,7 @@ def make(name: str, /, **kwargs: object) -> Dataset:
             options = [k for k in known if k != "raw_dir"]
             raise UserError(
                 f"dataset {name!r} has no option config.data.options.{option};"
-                f" its options, nearest first: {_nearest_first(option, options)}."
+                f" its options are: {', '.join(options)}.{nearest(option, options)}"
             )
     return checked_call(build, f"config.data.options of {name!r}", **kwargs)
 

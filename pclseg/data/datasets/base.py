@@ -75,11 +75,10 @@ class Dataset:
                 f" the {len(self.label_values)} label values {self.label_values}; name"
                 " each, the background first."
             )
-        if len(set(self.label_values)) != len(self.label_values):
-            raise UserError(
-                "config.data.options.label_values repeats a value:"
-                f" {self.label_values}."
-            )
+        for option in ("label_values", "class_names"):
+            values = getattr(self, option)
+            if len(set(values)) != len(values):
+                raise UserError(f"config.data.options.{option} repeats one: {values}.")
 
 
 def natural_key(text: str | Path) -> list[tuple[int, int, str]]:

@@ -234,9 +234,10 @@ def _patients(root: Path, pattern: str, table: str) -> Callable[[Path], str]:
 
     def of_path(path: Path) -> str:
         found = regex.search(_relative(path, root)) if regex else None
-        if not found:
+        patient = found and found["patient" if "patient" in found.groupdict() else 1]
+        if not patient:
             raise UserError(f"{OPTION}.patient: {pattern!r} finds nothing in {path}.")
-        return found["patient" if "patient" in found.groupdict() else 1]
+        return patient
 
     return of_path
 

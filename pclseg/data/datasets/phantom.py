@@ -7,7 +7,6 @@ volume is stored from right to left (LAS), one is 4-D, one lacks the inner struc
 import dataclasses
 import functools
 import json
-import os
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +15,7 @@ import numpy as np
 from pclseg.data.datasets import nifti
 from pclseg.data.datasets.base import Dataset
 from pclseg.errors import UserError
+from pclseg.files import replacing, write_json
 
 SHAPE = (24, 64, 64)  # (Z, H, W)
 SPACING = (5.0, 1.25, 1.25)  # (z, y, x) mm
@@ -95,9 +95,7 @@ def generate(raw_dir: str | Path, *, volumes: int, seed: int) -> None:
         image, label = _volume(index, seed)
         _write(root / "images" / f"phantom_{index:02d}.nii.gz", image, las=index == LAS)
         _write(root / "labels" / f"phantom_{index:02d}.nii.gz", label, las=index == LAS)
-    temporary = root / f".{RECORD}.tmp"
-    temporary.write_text(json.dumps(_record(volumes, seed)) + "\n")
-    os.replace(temporary, root / RECORD)
+    write_json(root / RECORD, _record(volumes, seed))
 
 
 def _record(volumes: int, seed: int) -> dict[str, int]:
@@ -122,9 +120,8 @@ def _write(path: Path, array: np.ndarray, *, las: bool) -> None:
         affine[0, 0] *= -1
     image = nib.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm", "sec")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.nii.gz")
-    nib.save(image, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        nib.save(image, temporary)
 
 
 def _volume(index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

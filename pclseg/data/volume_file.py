@@ -1,0 +1,228 @@
+"""Volumes in NIfTI files: read and checked, and labels written beside their image."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from pclseg.data.datasets.base import READ_ERRORS, Case, open_nifti
+from pclseg.errors import UserError
+from pclseg.files import replacing
+
+GRID_TOLERANCE = 0.25  # voxels by which the grids of image and label may differ
+WHOLE_TOLERANCE = 1e-4  # label values this near to a whole number count as one
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedCase:
+    """What the files of a case hold, in their own axes and orientation."""
+
+    image: np.ndarray  # [X, Y, Z] integer or float, finite, not constant
+    affine: np.ndarray  # [4, 4] float64, voxel index to mm (RAS+)
+    label: np.ndarray | None  # [X, Y, Z] values of the file
+
+
+@contextlib.contextmanager
+def naming(case: Case, path: Path | None) -> Iterator[None]:
+    """Puts the case and the file in front of a UserError that is raised inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{case.name}: {path}: {error}") from error
+
+
+def load_case(case: Case) -> LoadedCase:
+    """Reads and checks the files of a case.
+
+    Raises:
+        UserError: naming case and file: unreadable or cut short, not 3-D, NaN or
+            infinite voxels, constant image, label on another grid or not of whole
+            numbers.
+    """
+    with naming(case, case.image_path):
+        image, affine = read_volume(case.image_path, case.time_index)
+        check_image(image)
+    if case.label_path is None:
+        return LoadedCase(image, affine, None)
+    with naming(case, case.label_path):
+        label, label_affine = read_volume(case.label_path, case.time_index)
+        check_grids(image.shape, affine, label.shape, label_affine)
+        check_whole(label)
+    return LoadedCase(image, affine, label)
+
+
+def open_volume(path: Path) -> nib.Nifti1Image | nib.Nifti2Image:
+    """The file's header, with voxels that are read on demand.
+
+    Raises:
+        UserError: the file is missing or its header cannot be read.
+    """
+    if not path.is_file():
+        raise UserError("the file does not exist; add it or take the case out.")
+    try:
+        return open_nifti(path)
+    except READ_ERRORS as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(
+        f"the file cannot be read ({reason}); it is damaged or not NIfTI: copy or"
+        " download it again."
+    )
+
+
+def read_volume(path: Path, time_index: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """([X, Y, Z] array, [4, 4] float64 affine) of a NIfTI file.
+
+    Integers stay as they are stored; scaled values and wide floats become float32.
+
+    Args:
+        path: the file.
+        time_index: index on the fourth axis; a 3-D file ignores it.
+
+    Raises:
+        UserError: the file cannot be read, is not 3-D, or has no usable affine.
+    """
+    source = open_volume(path)
+    try:
+        array = _read_array(source, time_index)
+    except READ_ERRORS as error:
+        raise _unreadable(error) from error
+    return array, read_affine(source)
+
+
+def read_affine(source: nib.Nifti1Image | nib.Nifti2Image) -> np.ndarray:
+    """The affine of an opened file, [4, 4] float64, voxel index to mm (RAS+).
+
+    Raises:
+        UserError: it cannot be inverted, so the axes of the file have no directions.
+    """
+    affine = np.asarray(source.affine, np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise UserError("the header's affine cannot be inverted; mend the header.")
+    return affine
+
+
+def _read_array(
+    source: nib.Nifti1Image | nib.Nifti2Image, index: int | None
+) -> np.ndarray:
+    shape = source.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) == 4 and index is not None and index < shape[3]:
+        array = np.asanyarray(source.dataobj[..., index])
+    elif len(shape) == 3:
+        array = np.asanyarray(source.dataobj)
+    else:
+        raise UserError(
+            f"the file's shape is {tuple(source.shape)}; expected a 3-D volume"
+            " (one slice a file, colours and vectors are not supported)."
+        )
+    array = array.reshape(shape[:3])
+    if array.dtype.kind not in "iuf":
+        raise UserError(
+            f"its voxels are {array.dtype}; expected whole or real numbers."
+        )
+    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+
+
+def check_image(image: np.ndarray) -> None:
+    """Raises UserError where an image holds NaN or infinity, or one value only."""
+    _check_finite(image)
+    if image.min() == image.max():
+        raise UserError(
+            f"every voxel is {image.flat[0]:g}, so there is nothing to normalise; check"
+            " how the file was exported."
+        )
+
+
+def file_planes(array: np.ndarray) -> np.ndarray:
+    """A view [Z, X, Y]: planes that are contiguous in memory, as files store them."""
+    return np.moveaxis(array, -1, 0)
+
+
+def _check_finite(array: np.ndarray) -> None:
+    if array.dtype.kind != "f":
+        return
+    bad = sum(plane.size - np.isfinite(plane).sum() for plane in file_planes(array))
+    if bad:
+        raise UserError(
+            f"{bad} of {array.size} voxels are NaN or infinite; replace them, for"
+            " example by the background intensity."
+        )
+
+
+def check_whole(label: np.ndarray) -> None:
+    """Raises UserError where a label holds NaN or values that are not whole numbers."""
+    _check_finite(label)
+    if label.dtype.kind != "f":
+        return
+    bad = [p[np.abs(p - np.rint(p)) > WHOLE_TOLERANCE] for p in file_planes(label)]
+    count = sum(map(len, bad))
+    if count:
+        example = np.concatenate(bad)[0]
+        raise UserError(
+            f"{count} voxels hold label values that are not whole numbers, such as"
+            f" {example:g}; it was resampled with interpolation: use nearest neighbour."
+        )
+
+
+def check_grids(
+    shape: Sequence[int],
+    affine: np.ndarray,
+    label_shape: Sequence[int],
+    label_affine: np.ndarray,
+) -> None:
+    """Raises UserError where a label's voxels do not lie on those of its image.
+
+    The corners of the volume may differ by a quarter of a voxel, which is far more than
+    rounding in the headers causes.
+    """
+    if tuple(shape) != tuple(label_shape):
+        raise UserError(
+            f"the label's shape is {tuple(label_shape)}, the image's {tuple(shape)};"
+            " resample the label onto the image."
+        )
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij"))
+    corners = corners.reshape(4, -1).astype(np.float64)  # [4, 8]
+    apart = (affine - label_affine) @ corners
+    voxels = np.linalg.solve(affine[:3, :3], apart[:3])
+    if np.abs(voxels).max() > GRID_TOLERANCE:
+        raise UserError(
+            "the label lies up to"
+            f" {np.linalg.norm(apart[:3], axis=0).max():.3g} mm off the image"
+            f" ({np.abs(voxels).max():.2g} voxels) though their shapes agree; copy the"
+            " image's affine into the label or resample it onto the image."
+        )
+
+
+def write_label(path: Path, label: np.ndarray, *, like: Path) -> None:
+    """Writes a label volume with the geometry of the image that it belongs to.
+
+    Affine, qform, sform and their codes are those of `like`. The file appears whole or
+    not at all.
+
+    Args:
+        path: ends in .nii.gz or .nii.
+        label: [X, Y, Z] of an integer dtype, on the grid of `like`.
+        like: the input image; of a 4-D one, label is a frame.
+
+    Raises:
+        UserError: a full or broken disk.
+    """
+    source = open_nifti(like)
+    if label.shape != source.shape[:3]:
+        raise ValueError(
+            f"label has shape {label.shape}, {like} has {source.shape[:3]}."
+        )
+    header = source.header.copy()
+    header.set_data_dtype(label.dtype)
+    header["cal_min"] = header["cal_max"] = 0  # a display range of the image
+    image = type(source)(label, source.affine, header)
+    with replacing(path) as temporary:
+        nib.save(image, temporary)

@@ -1,0 +1,100 @@
+"""Label files for images, from a network that is made up."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tiny_nifti import clean_process, image, write
+
+from pclseg.cli import predict
+from pclseg.data.prepare import Options
+from pclseg.errors import UserError
+from pclseg.trained import Segmenter, predict_files
+
+
+def by_brightness(volume):
+    """Probabilities of two classes: the mean intensity divides them."""
+    bright = (volume > 0).astype(np.float32)
+    return np.stack([1 - bright, bright], axis=-1)
+
+
+SEGMENTER = Segmenter(
+    predict=by_brightness,
+    options=Options(
+        slice_axis=2,
+        spacing=(),
+        clip_percentiles=(0.0, 100.0),
+        image_order=1,
+        label_order=1,
+    ),
+    class_names=("background", "bright"),
+    label_values=(0, 500),
+)
+
+
+def test_a_label_file_lies_on_its_image_with_the_values_of_training(tmp_path):
+    voxels = image((7, 6, 5))
+    affine = np.diag([-1.5, 2.0, 4.0, 1.0])
+    affine[:3, 3] = (9, -3, 2)
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "a.nii.gz")
+    (target,) = predict_files(SEGMENTER, [tmp_path / "a.nii.gz"], tmp_path / "out")
+    label = nib.load(target)
+    expected = np.where(voxels > voxels.mean(), 500, 0)
+    np.testing.assert_array_equal(np.asanyarray(label.dataobj), expected)
+    np.testing.assert_array_equal(label.affine, affine)
+    assert label.get_data_dtype() == np.int16
+
+
+def test_frames_get_a_file_each(tmp_path):
+    write(tmp_path / "cine.nii.gz", image((7, 6, 5, 2)))
+    targets = predict_files(SEGMENTER, [tmp_path / "cine.nii.gz"], tmp_path)
+    names = ["cine_frame00.nii.gz", "cine_frame01.nii.gz"]
+    assert [target.name for target in targets] == names
+
+
+def test_an_image_is_never_overwritten(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    write(path, image((7, 6, 5)))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"a\.nii\.gz is one of the images"):
+        predict_files(SEGMENTER, [path], tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_an_image_that_is_named_twice_is_predicted_once(tmp_path):
+    write(tmp_path / "a.nii.gz", image((7, 6, 5)))
+    paths = [tmp_path / "a.nii.gz"] * 2
+    assert len(predict_files(SEGMENTER, paths, tmp_path / "out")) == 1
+
+
+def test_images_of_one_name_are_refused(tmp_path):
+    paths = [tmp_path / "x" / "a.nii.gz", tmp_path / "y" / "a.nii.gz"]
+    for path in paths:
+        write(path, image((7, 6, 5)))
+    with pytest.raises(UserError, match="would both be written to a.nii.gz"):
+        predict_files(SEGMENTER, paths, tmp_path / "out")
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path):
+    write(tmp_path / "a.nii.gz", image((7, 6, 5)))
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UserError, match=r"out.a\.nii\.gz cannot be written"):
+        predict_files(SEGMENTER, [tmp_path / "a.nii.gz"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--images", "none/*.nii.gz"], "'none/*.nii.gz' finds no"),
+        (["--images", ".", "--batch_size=0"], "--batch_size is 0; expected 1 or more"),
+        (["--images", "a.nii.gz"], "is no run directory"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_1(
+    args, expected, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.nii.gz", image((7, 6, 5)))
+    with clean_process():
+        assert predict.main(["--run=run", "--out=out", *args]) == 1
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") == 1
