@@ -275,12 +275,14 @@ def check_sources(
     """Checks the stages of other runs that stages start from.
 
     Raises:
-        UserError: no checkpoint, other shapes, or patients that this run holds out.
+        UserError: an unfinished stage, other shapes, or patients that this run holds
+            out.
     """
     for name, stage in stages.items():
         source = stage.config.init_from
         if source and source not in stages:
             with _about(f"config.{name}.init_from"):
+                check_finished(Path(source))
                 seen_patients(Path(source), split, transductive=transductive)
                 _, params, batch_stats = load_weights(Path(source) / "checkpoints")
                 transfer(
@@ -288,6 +290,12 @@ def check_sources(
                     weights(stage.abstract()),
                     prefix="encoder",
                 )
+
+
+def check_finished(folder: Path) -> None:
+    """Raises UserError unless the stage in `folder`, RUN/STAGE, came to its end."""
+    if not (folder / "done.json").is_file():
+        raise UserError(f"{folder} is not finished; run that stage first.")
 
 
 def seen_patients(

@@ -86,14 +86,18 @@ def measures(embedding: np.ndarray, about: Embedded) -> dict[str, float]:
     """Numbers that say how an embedding is spread and whether it knows position.
 
     Returns:
-        std, 1 / sqrt(D) where evenly spread and 0 where collapsed; uniformity;
-        position_r2, of a ridge probe tested on other patients.
+        std, 1 / sqrt(D) where evenly spread and 0 where collapsed; alignment, of slices
+        of different patients within 0.1 of position; uniformity; position_r2, of a
+        ridge probe tested on other patients.
     """
     r2 = embeddings.position_r2(
         embedding, about.position, about.patient, penalty=1.0, folds=5
     )
     return {
         "std": embeddings.embedding_std(embedding),
+        "alignment": embeddings.alignment(
+            embedding, about.position, about.patient, threshold=0.1
+        ),
         "uniformity": embeddings.uniformity(embedding),
         "position_r2": r2,
     }

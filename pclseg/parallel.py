@@ -56,13 +56,6 @@ def shard(batch: Any, num_devices: int) -> Any:
     )
 
 
-def unshard(tree: Any) -> Any:
-    """The inverse of `shard`, as numpy arrays on the host."""
-    return jax.tree.map(
-        lambda x: np.reshape(x, (-1, *np.shape(x)[2:])), jax.device_get(tree)
-    )
-
-
 def all_mean(tree: Any, axis_name: str | None) -> Any:
     """Mean of every leaf over the devices."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

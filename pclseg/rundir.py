@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import absl.logging
+import ml_collections
 
 from pclseg import __version__
 from pclseg.errors import UserError
@@ -91,6 +92,26 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
             f" {'; '.join(differences[:5])}{more}; use a new --workdir, or the same"
             " settings to go on."
         )
+
+
+def read_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The config of a run directory whose volumes were prepared.
+
+    Raises:
+        UserError: `workdir` is no run directory of this version.
+    """
+    if not (workdir / "dataset.json").is_file():
+        raise UserError(
+            f"{workdir} is no run directory; expected the --workdir of a run."
+        )
+    config = ml_collections.ConfigDict(read_json(workdir / "config.json"))
+    missing = {"stages", "data", "evaluate", *config.get("stages", ())} - set(config)
+    if missing:
+        raise UserError(
+            f"{workdir}/config.json lacks {', '.join(sorted(missing))}: another version"
+            " wrote it, or a hand changed it; train again."
+        )
+    return config
 
 
 def config_differences(old: Any, new: Any, where: str = "config") -> list[str]:

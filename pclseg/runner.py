@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from pclseg import building, cohort, scoring
+from pclseg import building, cohort, rundir, scoring
 from pclseg.building import Outline, Stage
 from pclseg.data import make_pipeline, splits
 from pclseg.data.tfds_store import Store, open_store
@@ -148,11 +148,7 @@ def finished_run(workdir: Path) -> Run:
     Raises:
         UserError: it is no run directory, or its prepared volumes are gone.
     """
-    if not (workdir / "dataset.json").is_file():
-        raise UserError(
-            f"{workdir} is no run directory; expected the --workdir of a run."
-        )
-    config = ml_collections.ConfigDict(read_json(workdir / "config.json"))
+    config = rundir.read_config(workdir)
     choice = config.data.split
     split = splits.select(
         read_json(workdir / "splits.json"), fold=choice.fold, labelled=choice.labelled
@@ -251,7 +247,7 @@ def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState
         log.info("%s: a new start from random weights", stage.name)
     else:
         folder = run.workdir / source if source in run.stages else Path(source)
-        check_finished(folder)
+        building.check_finished(folder)
         transductive = run.config.data.transductive
         earlier = building.seen_patients(folder, run.split, transductive=transductive)
         seen = sorted({*seen, *earlier})
@@ -294,19 +290,13 @@ def _cases(store: Store, stage: Stage, step: int) -> str:
     return ", ".join(list(names)[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def check_finished(folder: Path) -> None:
-    """Raises UserError unless the stage in `folder`, RUN/STAGE, came to its end."""
-    if not (folder / "done.json").is_file():
-        raise UserError(f"{folder} is not finished; run that stage first.")
-
-
 def trained_state(stage: Stage, folder: Path) -> TrainState:
     """The state of a finished stage; `folder` is RUN/STAGE.
 
     Raises:
         UserError: the stage has no checkpoint, or one of another model.
     """
-    check_finished(folder)
+    building.check_finished(folder)
     checkpoints = Checkpoints(folder / "checkpoints", keep=stage.config.train.keep)
     state = checkpoints.restore(stage.abstract())
     checkpoints.close()

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from pclseg import building, scoring
+from pclseg import building, rundir, scoring
 from pclseg.data.datasets.base import Case, num_frames, safe_name, stem
 from pclseg.data.prepare import Options, prepare_case
 from pclseg.data.volume import restore_label
@@ -62,17 +61,14 @@ def load_segmenter(run: Path, *, batch_size: int) -> Segmenter:
     Raises:
         UserError: `run` is no run directory, or that stage is not finished.
     """
-    if not (run / "dataset.json").is_file():
-        raise UserError(f"{run} is no run directory; expected the --workdir of a run.")
-    config = ml_collections.ConfigDict(read_json(run / "config.json"))
+    config = rundir.read_config(run)
     dataset = read_json(run / "dataset.json")
     methods = {name: building.build_method(config[name]) for name in config.stages}
     able = [name for name in config.stages if methods[name].predict is not None]
     if not able:
         raise UserError(f"{run} trained no segmentation; its stages: {config.stages}.")
     name = able[-1]
-    if not (run / name / "done.json").exists():
-        raise UserError(f"{run / name} is not finished; run the same command again.")
+    building.check_finished(run / name)
     step, params, batch_stats = load_weights(run / name / "checkpoints")
     log.info("weights of %s, step %d", run / name, step)
     state = TrainState(

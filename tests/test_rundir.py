@@ -146,3 +146,12 @@ def test_only_what_tensorstore_abandons_is_unreported(logger, text, shown, capsy
     lost.text = text
     del lost
     assert (text in capsys.readouterr().err) == shown
+
+
+def test_a_run_directory_is_told_from_other_folders(tmp_path):
+    with pytest.raises(UserError, match="is no run directory"):
+        rundir.read_config(tmp_path)
+    (tmp_path / "dataset.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"stages": ["finetune"], "data": {}}')
+    with pytest.raises(UserError, match=r"lacks evaluate, finetune"):
+        rundir.read_config(tmp_path)
