@@ -282,8 +282,8 @@ def check_sources(
         source = stage.config.init_from
         if source and source not in stages:
             with _about(f"config.{name}.init_from"):
-                check_finished(Path(source))
                 seen_patients(Path(source), split, transductive=transductive)
+                check_finished(Path(source))
                 _, params, batch_stats = load_weights(Path(source) / "checkpoints")
                 transfer(
                     {"params": params, "batch_stats": batch_stats},
