@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted((ROOT / "launch").glob("*.sh")) + [ROOT / ".ci" / "run"]
+SCRIPTS = [*sorted(ROOT.glob("launch/*.sh")), *sorted(ROOT.glob("benchmarks/*.sh"))]
+SCRIPTS.append(ROOT / ".ci" / "run")
 COMMANDS = [
     "create",
     "setup",
