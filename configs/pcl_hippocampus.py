@@ -86,7 +86,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             weight_decay=1e-5,
             warmup_steps=50,
         ),
-        train=dict(epochs=0, steps=400, log_every=50, checkpoint_every=200, keep=2),
+        train=dict(epochs=0, steps=1000, log_every=50, checkpoint_every=200, keep=2),
     )
     config.finetune = dict(
         init_from="pretrain",
@@ -110,7 +110,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             weight_decay=1e-5,
             warmup_steps=0,
         ),
-        train=dict(epochs=0, steps=500, log_every=50, checkpoint_every=200, keep=2),
+        train=dict(epochs=0, steps=1500, log_every=50, checkpoint_every=200, keep=2),
     )
     config.evaluate = dict(every_epochs=10, batch_size=10, tolerance_mm=1.0)
     return config
