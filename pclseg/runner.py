@@ -103,6 +103,7 @@ def execute(
             "name": dataset.name,
             "class_names": store.class_names,
             "label_values": store.label_values,
+            "channel": dataset.channel,
             "fingerprint": store.fingerprint,
             "store": str(store.path),
         },
@@ -239,6 +240,7 @@ def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState
             "%s: going on from step %d of %d", stage.name, state.step, stage.num_steps
         )
         return state
+    _check_followers(run, stage.name)
     fresh = stage.init()
     rows = run.rows(stage.config.data.subset)
     seen = sorted({run.store.infos[row].patient for row in rows})
@@ -254,6 +256,21 @@ def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState
         fresh = _transferred(folder, fresh, stage.name)
     write_json(run.workdir / stage.name / "patients.json", seen)
     return fresh
+
+
+def _check_followers(run: Run, name: str) -> None:
+    """Checks that no stage has begun from earlier weights of stage `name`.
+
+    Raises:
+        UserError: one has, and would be kept as if it had started from the new ones.
+    """
+    for later, stage in run.stages.items():
+        folder = run.workdir / later
+        if stage.config.init_from == name and (folder / "patients.json").is_file():
+            raise UserError(
+                f"{folder} started from weights of {run.workdir / name} that are gone;"
+                f" delete {folder} too to train both again, or use a new --workdir."
+            )
 
 
 def _transferred(folder: Path, fresh: TrainState, name: str) -> TrainState:

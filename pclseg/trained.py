@@ -31,12 +31,14 @@ class Segmenter:
         options: how images are prepared.
         class_names: of class id 0, 1, ..., the background first.
         label_values: of the same classes in label files.
+        channel: the one to read of a 4-D image; -1 for every frame.
     """
 
     predict: Callable[[np.ndarray], np.ndarray]
     options: Options
     class_names: tuple[str, ...]
     label_values: tuple[int, ...]
+    channel: int
 
     def segment(self, case: Case) -> np.ndarray:
         """Label values [X, Y, Z] on the grid of the case's image.
@@ -95,27 +97,47 @@ def load_segmenter(run: Path, *, batch_size: int) -> Segmenter:
         ),
         class_names=tuple(dataset["class_names"]),
         label_values=tuple(dataset["label_values"]),
+        channel=dataset["channel"],
     )
 
 
-def cases_of(paths: Sequence[Path]) -> list[Case]:
-    """One case a volume; every frame of a 4-D file is one.
+def cases_of(paths: Sequence[Path], *, channel: int) -> list[Case]:
+    """One case a volume.
+
+    Args:
+        paths: NIfTI images.
+        channel: the one to read of 4-D files; -1: every frame of them is a volume.
 
     Raises:
-        UserError: two files would be predicted into the same file.
+        UserError: two files would be predicted into the same file, or one lacks the
+            channel.
     """
     cases: dict[str, Case] = {}
     for path in dict.fromkeys(paths):
-        frames = num_frames(path)
-        for index in range(frames):
-            name = safe_name(stem(path)) + (f"_frame{index:02d}" if frames > 1 else "")
+        for suffix, index in _volumes_of(path, channel):
+            name = safe_name(stem(path)) + suffix
             if name in cases:
                 raise UserError(
                     f"{path} and {cases[name].image_path} would both be written to"
                     f" {name}.nii.gz; predict them into different folders."
                 )
-            cases[name] = _case(name, path, index if frames > 1 else None)
+            cases[name] = _case(name, path, index)
     return list(cases.values())
+
+
+def _volumes_of(path: Path, channel: int) -> list[tuple[str, int | None]]:
+    """(suffix of the name, index on the fourth axis) of what is read of a file."""
+    frames = num_frames(path)
+    if frames == 1:
+        return [("", None)]
+    if channel < 0:
+        return [(f"_frame{index:02d}", index) for index in range(frames)]
+    if channel >= frames:
+        raise UserError(
+            f"{path} has {frames} channels, but the run was trained on channel"
+            f" {channel}, counted from 0; give images like those of the training."
+        )
+    return [("", channel)]
 
 
 def _case(name: str, path: Path, time_index: int | None) -> Case:
@@ -144,7 +166,7 @@ def predict_files(segmenter: Segmenter, paths: Sequence[Path], out: Path) -> lis
         UserError: an image would be overwritten; the first file that cannot be used or
             written, while earlier ones stay written.
     """
-    cases = cases_of(paths)
+    cases = cases_of(paths, channel=segmenter.channel)
     targets = [out / f"{case.name}.nii.gz" for case in cases]
     _check_spared(targets, paths)
     for number, (case, target) in enumerate(zip(cases, targets, strict=True), start=1):

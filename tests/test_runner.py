@@ -12,6 +12,18 @@ from pclseg.train.stop import StopFlag
 SPLITS = {"folds": [{"train": ["a", "b"], "validation": ["c"]}], "unlabelled": []}
 
 
+NO_CHECKPOINT = SimpleNamespace(restore=lambda like: None)
+
+
+def stage_of(name, *, init_from=""):
+    config = SimpleNamespace(
+        init_from=init_from, data=SimpleNamespace(subset="labelled")
+    )
+    return SimpleNamespace(
+        name=name, init=lambda: None, abstract=lambda: None, config=config
+    )
+
+
 def go_on(workdir, splits):
     outline = SimpleNamespace(dataset=None, split=None, all_splits=splits)
     runner.execute(None, workdir, outline, devices=[], only=(), stop=StopFlag())
@@ -29,18 +41,25 @@ def test_a_run_that_has_begun_is_not_continued_with_other_splits(tmp_path):
 def test_a_stage_does_not_start_from_an_unfinished_one(tmp_path):
     (tmp_path / "pretrain" / "checkpoints").mkdir(parents=True)
     write_json(tmp_path / "pretrain" / "patients.json", ["a"])
-    names = {"pretrain": None, "finetune": None}
+    names = {
+        "pretrain": stage_of("pretrain"),
+        "finetune": stage_of("finetune", init_from="pretrain"),
+    }
     run = SimpleNamespace(workdir=tmp_path, stages=names, rows=lambda subset: [])
-    stage = SimpleNamespace(
-        name="finetune",
-        init=lambda: None,
-        abstract=lambda: None,
-        config=SimpleNamespace(
-            init_from="pretrain", data=SimpleNamespace(subset="labelled")
-        ),
-    )
     with pytest.raises(UserError, match="pretrain is not finished; run that stage"):
-        runner._first_state(run, stage, SimpleNamespace(restore=lambda like: None))
+        runner._first_state(run, names["finetune"], NO_CHECKPOINT)
+
+
+def test_a_stage_is_not_trained_again_under_one_that_started_from_it(tmp_path):
+    (tmp_path / "finetune").mkdir()
+    write_json(tmp_path / "finetune" / "patients.json", ["a"])
+    stages = {
+        "pretrain": stage_of("pretrain"),
+        "finetune": stage_of("finetune", init_from="pretrain"),
+    }
+    run = SimpleNamespace(workdir=tmp_path, stages=stages)
+    with pytest.raises(UserError, match=r"finetune started from .*pretrain that are"):
+        runner._first_state(run, stages["pretrain"], NO_CHECKPOINT)
 
 
 def test_other_files_of_the_same_patients_are_told(tmp_path, caplog):

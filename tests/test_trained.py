@@ -1,5 +1,7 @@
 """Label files for images, from a network that is made up."""
 
+import dataclasses
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ SEGMENTER = Segmenter(
     ),
     class_names=("background", "bright"),
     label_values=(0, 500),
+    channel=-1,
 )
 
 
@@ -49,6 +52,20 @@ def test_frames_get_a_file_each(tmp_path):
     targets = predict_files(SEGMENTER, [tmp_path / "cine.nii.gz"], tmp_path)
     names = ["cine_frame00.nii.gz", "cine_frame01.nii.gz"]
     assert [target.name for target in targets] == names
+
+
+def test_of_channels_only_that_of_the_training_is_read(tmp_path):
+    voxels = image((7, 6, 5, 2))
+    path = tmp_path / "mri.nii.gz"
+    write(path, voxels)
+    one = dataclasses.replace(SEGMENTER, channel=1)
+    (target,) = predict_files(one, [path], tmp_path / "out")
+    assert target.name == "mri.nii.gz"
+    expected = np.where(voxels[..., 1] > voxels[..., 1].mean(), 500, 0)
+    np.testing.assert_array_equal(np.asanyarray(nib.load(target).dataobj), expected)
+    without = dataclasses.replace(SEGMENTER, channel=2)
+    with pytest.raises(UserError, match="2 channels, but .* trained on channel 2"):
+        predict_files(without, [path], tmp_path / "out")
 
 
 def test_an_image_is_never_overwritten(tmp_path):

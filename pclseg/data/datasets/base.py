@@ -53,6 +53,7 @@ class Dataset:
     cases: tuple[Case, ...]
     class_names: tuple[str, ...]  # the background first
     label_values: tuple[int, ...]  # the value in the label files
+    channel: int = -1  # the one read of a 4-D image; -1: its frames are volumes
 
     def __post_init__(self) -> None:
         """Checks what the user's files and options decide."""

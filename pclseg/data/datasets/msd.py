@@ -65,6 +65,7 @@ def make(
             for value, name in zip(label_values, fallback, strict=True)
         ),
         label_values=label_values,
+        channel=channel,
     )
 
 
