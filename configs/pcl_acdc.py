@@ -38,7 +38,7 @@ SIZES = {
         more_lr=3e-3,
         pretrain=dict(epochs=0, steps=800, log_every=20, checkpoint_every=100, keep=2),
         finetune=dict(epochs=0, steps=1000, log_every=50, checkpoint_every=100, keep=2),
-        every_epochs=20,
+        every_epochs=50,
     ),
 }
 
