@@ -23,9 +23,13 @@ def describe(
     """Lines about volumes, split and every stage."""
     dataset, split = outline.dataset, outline.split
     labelled = sum(info.labelled for info in outline.infos)
+    axes = sorted({info.geometry.slice_axis for info in outline.infos})
+    counts = [info.shape[0] for info in outline.infos]
     lines = [
         f"dataset {dataset.name}: {len(outline.infos)} volumes, {labelled} labelled,"
         f" classes {', '.join(dataset.class_names)}",
+        f"slices along axis {' and '.join(map(str, axes))} (0 to the right, 1 to the"
+        f" front, 2 up), {min(counts)} to {max(counts)} a volume",
         f"split: fold {config.data.split.fold}; {len(split.train)} training patients,"
         f" {len(split.labelled)} of them labelled ({', '.join(split.labelled)});"
         f" {len(split.validation)} validation, {len(split.test)} test,"

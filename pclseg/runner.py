@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ def execute(
             "class_names": store.class_names,
             "label_values": store.label_values,
             "channel": dataset.channel,
+            "slice_axis": _common_axis(store),
             "fingerprint": store.fingerprint,
             "store": str(store.path),
         },
@@ -115,6 +117,12 @@ def execute(
     if not only or "evaluate" in only:
         with stop.interruptible():
             evaluate(run)
+
+
+def _common_axis(store: Store) -> int:
+    """The canonical axis that most volumes are sliced along."""
+    axes = Counter(info.geometry.slice_axis for info in store.infos)
+    return axes.most_common(1)[0][0]
 
 
 def _check_splits(workdir: Path, outline: Outline) -> None:

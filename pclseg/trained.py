@@ -89,7 +89,7 @@ def load_segmenter(run: Path, *, batch_size: int) -> Segmenter:
             batch_size=batch_size,
         ),
         options=Options(
-            slice_axis=prepare.slice_axis,
+            slice_axis=dataset["slice_axis"],
             spacing=tuple(prepare.spacing),
             clip_percentiles=tuple(prepare.clip_percentiles),
             image_order=prepare.image_order,
@@ -151,24 +151,27 @@ def _case(name: str, path: Path, time_index: int | None) -> Case:
     )
 
 
-def predict_files(segmenter: Segmenter, paths: Sequence[Path], out: Path) -> list[Path]:
+def predict_files(
+    segmenter: Segmenter, paths: Sequence[Path], out: Path, *, overwrite: bool = False
+) -> list[Path]:
     """Writes `<name>.nii.gz` for every volume, each whole or not at all.
 
     Args:
         segmenter: from `load_segmenter`.
         paths: NIfTI images, 3-D or 4-D.
         out: folder for the label files, on the grid of their image.
+        overwrite: replace files that are there, which may be labels drawn by hand.
 
     Returns:
         The label files.
 
     Raises:
-        UserError: an image would be overwritten; the first file that cannot be used or
+        UserError: a file would be overwritten; the first file that cannot be used or
             written, while earlier ones stay written.
     """
     cases = cases_of(paths, channel=segmenter.channel)
     targets = [out / f"{case.name}.nii.gz" for case in cases]
-    _check_spared(targets, paths)
+    _check_spared(targets, paths, overwrite=overwrite)
     for number, (case, target) in enumerate(zip(cases, targets, strict=True), start=1):
         label = segmenter.segment(case)
         write_label(target, label, like=case.image_path)
@@ -177,14 +180,21 @@ def predict_files(segmenter: Segmenter, paths: Sequence[Path], out: Path) -> lis
     return targets
 
 
-def _check_spared(targets: Sequence[Path], images: Sequence[Path]) -> None:
-    """Raises UserError where a label file would replace an image."""
+def _check_spared(
+    targets: Sequence[Path], images: Sequence[Path], *, overwrite: bool
+) -> None:
+    """Raises UserError where a label file would replace an image, or any file."""
     resolved = {image.resolve() for image in images}
     for target in targets:
         if target.resolve() in resolved:
             raise UserError(
                 f"{target} is one of the images and would be overwritten; choose"
                 " another --out."
+            )
+        if target.exists() and not overwrite:
+            raise UserError(
+                f"{target} exists; choose another --out, or add --overwrite to replace"
+                " what is there."
             )
 
 

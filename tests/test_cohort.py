@@ -7,7 +7,7 @@ import pytest
 from tiny_nifti import config_for, nifti_tree
 
 from pclseg import cohort
-from pclseg.data import prepare, splits
+from pclseg.data import headers, prepare, splits
 from pclseg.data.geometry import prepared_geometry
 from pclseg.data.splits import Split
 from pclseg.data.tfds_store import CaseInfo
@@ -146,3 +146,29 @@ def test_store_that_cannot_be_written_is_named(place, planned, monkeypatch):
     monkeypatch.setattr(prepare, "prepare", full)
     with pytest.raises(UserError, match=r"^config.data.store_dir: .*No space left"):
         cohort.prepare_dataset(config_for(place).data, planned[0], print)
+
+
+def tilted(name, normal):
+    """An info whose slices follow each other along `normal`, right, front, up."""
+    normal = np.asarray(normal) / np.linalg.norm(normal)
+    affine = np.eye(4)
+    affine[:3, 2] = 8 * normal
+    affine[:3, 0] = np.cross(normal, (0, 0, 1))
+    affine[:3, 1] = np.cross(normal, affine[:3, 0])
+    geometry, shape, spacing = prepared_geometry(
+        (10, 8, 6), affine, slice_axis="auto", spacing=()
+    )
+    return dataclasses.replace(
+        info(name, name, labelled=True), shape=shape, spacing=spacing, geometry=geometry
+    )
+
+
+def test_slices_that_run_another_way_are_told(caplog):
+    usual = [tilted(f"p{i}", (0.60, -0.57, -0.56)) for i in range(3)]
+    headers._warn_of_directions(usual)
+    assert not caplog.records
+    for normal, along in (((0.57, -0.60, -0.56), "-0.57"), ((0.1, 0.1, 9.0), "0.01")):
+        headers._warn_of_directions([*usual, tilted("other", normal)])
+        assert "1 of 4 volumes count slices in another direction" in caplog.text
+        assert "such as other" in caplog.text and along in caplog.text
+        caplog.clear()

@@ -84,7 +84,8 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
     stages, lines = dry_run(name, *more, arg=arg)
     assert list(tmp_path.iterdir()) == []
     assert lines[0].startswith("dataset ")
-    assert lines[1].startswith("split: fold 0; ")
+    assert lines[1].startswith("slices along axis ")
+    assert lines[2].startswith("split: fold 0; ")
     expected = ["finetune"] if arm == "scratch" else ["pretrain", "finetune"]
     assert list(stages) == expected
     for text in stages.values():

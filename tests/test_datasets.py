@@ -1,5 +1,6 @@
 """The dataset files: what they find, how they pair it, and what they say is missing."""
 
+import gzip
 import json
 
 import nibabel as nib
@@ -46,6 +47,49 @@ def test_label_values_are_scanned_with_0_first(tmp_path):
     label(tmp_path / "b.nii.gz", (-1, 420))
     (tmp_path / "broken.nii.gz").write_bytes(b"no gzip")
     assert base.scan_label_values(base.nifti_files(tmp_path)) == (0, -1, 2, 5, 420)
+
+
+def test_scaled_label_values_count_as_whole_as_they_do_when_loaded(tmp_path):
+    scaled = nib.Nifti1Image(np.resize(np.arange(4.0), (4, 5, 3)), np.eye(4))
+    scaled.set_data_dtype(np.int16)  # with a slope, so 1 is read as 0.99998
+    nib.save(scaled, tmp_path / "a.nii.gz")
+    assert 1 not in scaled.from_filename(tmp_path / "a.nii.gz").get_fdata()
+    assert base.scan_label_values([tmp_path / "a.nii.gz"]) == (0, 1, 2, 3)
+
+
+def test_files_that_hold_no_label_values_are_passed_over(tmp_path):
+    label(tmp_path / "a.nii.gz", (0, 2))
+    volume(tmp_path / "b.nii.gz")
+    colours = np.zeros((4, 5, 3), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, np.eye(4)), tmp_path / "colours.nii.gz")
+    odd = np.asarray([[[np.nan, np.inf, 0.5]]])
+    nib.save(nib.Nifti1Image(odd, np.eye(4)), tmp_path / "odd.nii.gz")
+    content = bytearray(gzip.decompress((tmp_path / "odd.nii.gz").read_bytes()))
+    content[108:112] = np.float32(np.inf).tobytes()  # vox_offset
+    (tmp_path / "offset.nii").write_bytes(content)
+    paths = [tmp_path / name for name in ("colours.nii.gz", "odd.nii.gz", "offset.nii")]
+    assert base.scan_label_values([tmp_path / "a.nii.gz", *paths]) == (0, 2)
+    assert base.num_frames(tmp_path / "offset.nii") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("α", "α"),
+        ("张三 1", "张三_1"),
+        ("Mu\u0308ller", "M\u00fcller"),
+        ("_a/b:c*.", "a_b_c"),
+        ("$", ""),
+    ],
+)
+def test_names_keep_the_letters_of_all_scripts(text, name):
+    assert base.safe_name(text) == name
+
+
+def test_a_file_without_letter_or_digit_in_its_name_is_refused(tmp_path):
+    volume(tmp_path / "$.nii.gz")
+    with pytest.raises(UserError, match=r"'', made from .*\$\.nii\.gz, cannot name"):
+        nifti.make(raw_dir=tmp_path, images="*")
 
 
 def test_datasets_are_the_files_of_the_folder():
@@ -147,6 +191,25 @@ def test_acdc_marks_patients_of_median_spacing(tmp_path):
     )
     found = acdc.make(raw_dir=tmp_path)
     assert [case.spacing_known for case in found.cases] == [False, False, True, True]
+
+
+def test_acdc_is_found_from_inside_of_training(tmp_path, monkeypatch):
+    folder = patient(tmp_path, 1)
+    (tmp_path / "spacing.csv").write_text("patient,spacing_from\npatient001,median\n")
+    for place, raw_dir in ((folder.parent, "."), (folder, "..")):
+        monkeypatch.chdir(place)
+        found = acdc.make(raw_dir=raw_dir)
+        assert [case.spacing_known for case in found.cases] == [False, False]
+
+
+def test_acdc_reads_tables_as_other_programs_write_them(tmp_path):
+    folder = patient(tmp_path, 1)
+    (folder / "Info.cfg").write_bytes(b"\xef\xbb\xbfED: 1\nES: 12\nGroup: M\xfcller\n")
+    (tmp_path / "spacing.csv").write_text("patient,spacing_from\npatient001\n\n")
+    assert all(case.spacing_known for case in acdc.make(raw_dir=tmp_path).cases)
+    (tmp_path / "spacing.csv").write_text("")
+    with pytest.raises(UserError, match=r"spacing\.csv needs .* it has none"):
+        acdc.make(raw_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +315,38 @@ def test_an_nnunet_raw_folder_is_read(tmp_path):
     assert found.class_names == ("background", "liver", "tumour")
 
 
+@pytest.mark.parametrize("stray", [False, True])
+def test_an_nnunet_raw_folder_of_version_1_is_read(tmp_path, stray):
+    task(tmp_path, suffix="_0000")
+    index(
+        tmp_path,
+        modality={"0": "CT"},
+        labels={"0": "background", "1": "liver", "2": "tumour"},
+        training=[
+            {
+                "image": f"./imagesTr/organ_{n}.nii.gz",
+                "label": f"./labelsTr/organ_{n}.nii.gz",
+            }
+            for n in (1, 2, 10)
+        ],
+        test=["./imagesTs/organ_3.nii.gz"],
+    )
+    if stray:
+        label(tmp_path / "labelsTr" / "organ_4.nii.gz")
+        with pytest.raises(UserError, match=r"organ_4\.nii\.gz has no image"):
+            msd.make(raw_dir=tmp_path)
+        return
+    found = msd.make(raw_dir=tmp_path)
+    assert {case.name for case in found.cases} == {f"organ_{n}" for n in (1, 2, 3, 10)}
+    assert pairs(found)["organ_10_0000.nii.gz"] == "organ_10.nii.gz"
+    assert found.class_names == ("background", "liver", "tumour")
+
+
+def test_empty_entries_of_dataset_json_are_as_none(tmp_path):
+    index(task(tmp_path), labels=None, training=None, test=None)
+    assert pairs(msd.make(raw_dir=tmp_path)) == ORGANS
+
+
 def test_a_case_number_of_four_digits_is_no_channel(tmp_path):
     for number in (0, 1, 2):
         volume(tmp_path / "imagesTr" / f"lung_{number:04d}.nii.gz")
@@ -312,6 +407,18 @@ def test_an_image_of_the_training_folder_without_label_is_unlabelled(tmp_path):
             lambda root: index(root, training=[{"image": "no.nii", "label": "a.nii"}]),
             "lists .*no.nii, which does not exist",
         ),
+        (lambda root: index(root, labels=5), "one whole number with each"),
+        (lambda root: index(root, training=5), "an entry of 'training' is 5"),
+        (
+            lambda root: index(root, training=[{"image": 5, "label": "a.nii"}]),
+            "an entry of 'training' is {'image': 5",
+        ),
+        (
+            lambda root: index(
+                root, training=[{"image": "a", "label": "a"}], test=[None]
+            ),
+            "an entry of 'test' is None; expected \"./imagesTs",
+        ),
     ],
 )
 def test_msd_names_what_is_wrong(tmp_path, spoil, message):
@@ -334,6 +441,8 @@ def test_msd_names_what_is_wrong(tmp_path, spoil, message):
         ("case_{}.nii.gz", "case_{}_gt.nii.gz"),
         ("sub-{}/img.nii.gz", "sub-{}/seg.nii.gz"),
         ("imagesTr/p{}/t2.nii.gz", "labelsTr/p{}/t2.nii.gz"),
+        ("sub{}/ses1/t1.nii.gz", "sub{}/ses1/seg.nii.gz"),
+        ("B_{0}/B_{0}_t1.nii.gz", "B_{0}/B_{0}_seg.nii.gz"),
     ],
 )
 def test_images_and_labels_are_paired_by_what_their_names_share(tmp_path, image, mask):
@@ -356,13 +465,53 @@ def test_images_and_labels_are_paired_by_what_their_names_share(tmp_path, image,
 
 
 def test_match_pairs_names_that_share_only_a_number(tmp_path):
-    volume(tmp_path / "scan_A_07_t2.nii.gz")
-    label(tmp_path / "reader2-07.nii.gz")
-    options = dict(raw_dir=tmp_path, images="scan*", labels="reader*")
+    for number in ("07", "08"):
+        volume(tmp_path / "images" / f"scan_A_{number}_t2.nii.gz")
+        label(tmp_path / "labels" / f"reader2-{number}.nii.gz")
+    options = dict(raw_dir=tmp_path, images="images", labels="labels")
     with pytest.raises(UserError, match=r"reader2-07.* matches no image \(the nearest"):
         nifti.make(**options)
     found = nifti.make(**options, match=r"[-_](\d\d)\b|[-_](\d\d)_")
-    assert pairs(found) == {"scan_A_07_t2.nii.gz": "reader2-07.nii.gz"}
+    assert pairs(found) == {
+        f"scan_A_{number}_t2.nii.gz": f"reader2-{number}.nii.gz"
+        for number in ("07", "08")
+    }
+
+
+@pytest.mark.parametrize(
+    "images", ["data/*", "link/*", "link/../data/*", "**/*", "twice"]
+)
+def test_a_file_is_taken_once_however_it_is_spelled(tmp_path, images):
+    volume(tmp_path / "data" / "a.nii.gz")
+    label(tmp_path / "data" / "a_seg.nii.gz")
+    (tmp_path / "link").symlink_to("data")
+    twice = ["data/a*", f"{tmp_path}/link/*"]
+    found = nifti.make(
+        raw_dir=tmp_path,
+        images=twice if images == "twice" else images,
+        labels=["data/*_seg.nii.gz", f"{tmp_path}/data/../link/*_seg.nii.gz"],
+    )
+    (case,) = found.cases
+    assert case.name.endswith("a")
+    assert pairs(found) == {"a.nii.gz": "a_seg.nii.gz"}
+
+
+def test_a_label_with_several_images_in_its_folder_is_an_error(tmp_path):
+    for number in (1, 2):
+        for kind in ("t1", "t2"):
+            volume(tmp_path / f"B_{number}" / f"B_{number}_{kind}.nii.gz")
+        label(tmp_path / f"B_{number}" / f"B_{number}_seg.nii.gz")
+    with pytest.raises(UserError, match=r"B_1_seg.* matches both .*B_1_t1.*B_1_t2"):
+        nifti.make(raw_dir=tmp_path, images="*/*_t?.nii.gz", labels="*/*_seg.nii.gz")
+
+
+def test_one_label_without_image_is_named_though_all_lie_in_one_folder(tmp_path):
+    for name in ("a", "b", "c"):
+        volume(tmp_path / f"{name}.nii.gz")
+    for name in ("a", "b", "d"):
+        label(tmp_path / f"{name}_seg.nii.gz")
+    with pytest.raises(UserError, match=r"d_seg\.nii\.gz matches no image .*; narrow"):
+        nifti.make(raw_dir=tmp_path, images="*", labels="*_seg*")
 
 
 def test_a_label_without_image_is_an_error(tmp_path):
@@ -440,8 +589,30 @@ def test_patients_come_from_a_table(tmp_path):
     with pytest.raises(UserError, match="gives a two patients"):
         nifti.make(**options)
     table.write_text("name;patient\n")
-    with pytest.raises(UserError, match="needs the columns file and patient"):
+    with pytest.raises(UserError, match=r"needs .* file and patient .*name;patient\."):
         nifti.make(**options)
+    table.write_text("file , patient\na,p\nb ,p \n\n")
+    assert {case.patient for case in nifti.make(**options).cases} == {"p"}
+    table.write_text("file,patient\na,p\nb\n")
+    with pytest.raises(UserError, match="has no patient for .*b.nii.gz"):
+        nifti.make(**options)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "needs the columns file and patient .* it has none"),
+        ("file,patient\na,Müller\n".encode("latin-1"), "save it as CSV in UTF-8"),
+        ("file,patient\na,p\n".encode("utf-16"), "save it as CSV in UTF-8"),
+        (b"file,patient\na," + b"x" * 200000, "save it as CSV in UTF-8"),
+    ],
+    ids=["empty", "latin-1", "utf-16", "no CSV"],
+)
+def test_a_table_that_cannot_be_read_is_named(tmp_path, content, message):
+    volume(tmp_path / "a.nii.gz")
+    (tmp_path / "patients.csv").write_bytes(content)
+    with pytest.raises(UserError, match=rf"patients\.csv .*{message}"):
+        nifti.make(raw_dir=tmp_path, images="*", patient_csv="patients.csv")
 
 
 def test_given_values_and_names_are_taken(tmp_path):

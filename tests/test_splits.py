@@ -284,6 +284,8 @@ def one_fold(**changes):
         ({**one_fold(), "test": ["u1"]}, ["'test'", "'u1' has no label"]),
         ({**one_fold(), "unlabelled": ["a1"]}, ["'a1'", "'train'", "'unlabelled'"]),
         ({**one_fold(), "draw_seed": "x"}, ["'draw_seed' is 'x'"]),
+        ({**one_fold(), "tests": ["a4"]}, ["'tests'", "Did you mean 'test'?"]),
+        (one_fold(test=["a4"]), ["fold 0", "'test'", "train, validation, draw"]),
     ],
 )
 def test_a_wrong_file_is_explained_in_one_line(tmp_path, content, words):
@@ -296,6 +298,19 @@ def test_a_wrong_file_is_explained_in_one_line(tmp_path, content, words):
     assert all(word in message for word in words), message
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    path = write(tmp_path, "\ufeff" + json.dumps(one_fold()))
+    assert splits.read_splits(path, LABELLED, ())["folds"][0]["validation"] == ["a3"]
+
+
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="absent.json cannot be read"):
+    with pytest.raises(UserError, match=r"absent\.json .*No such file"):
         splits.read_splits(tmp_path / "absent.json", LABELLED, UNLABELLED)
+
+
+def test_without_labels_all_patients_serve_pretraining():
+    made = splits.make_splits([], ["b", "a"], folds=5, fold_seed=0, draw_seed=0)
+    assert made["folds"] == [{"train": [], "validation": [], "draw": []}]
+    split = splits.select(made, fold=0, labelled=2)
+    assert splits.pretraining_patients(split, transductive=False) == ("a", "b")
+    assert split.labelled == ()

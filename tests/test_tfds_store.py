@@ -131,7 +131,7 @@ def test_a_write_that_fails_leaves_no_store_and_may_be_repeated(tmp_path, volume
     )
     with pytest.raises(OSError, match="disk full"):
         tfds_store.write_store(tmp_path / "store", volumes=failing(), **arguments)
-    with pytest.raises(UserError, match="holds no finished store"):
+    with pytest.raises(UserError, match="there is no folder"):
         tfds_store.open_store(tmp_path / "store")
     path = tfds_store.write_store(tmp_path / "store", volumes=volumes[:2], **arguments)
     assert_same(tfds_store.open_store(path).volume(1), volumes[1])
@@ -140,12 +140,41 @@ def test_a_write_that_fails_leaves_no_store_and_may_be_repeated(tmp_path, volume
 
 def test_another_format_is_refused(path, tmp_path):
     text = (path / "metadata.json").read_text()
-    (tmp_path / "metadata.json").write_text(text.replace('"format":', '"was":'))
-    with pytest.raises(UserError, match="has store format None, this version reads 1"):
+    (tmp_path / "metadata.json").write_text(text.replace('"format": 1', '"format": 0'))
+    with pytest.raises(UserError, match="has store format 0, this version reads 1"):
         tfds_store.open_store(tmp_path)
-    (tmp_path / "metadata.json").write_text(text[:20])
-    with pytest.raises(UserError, match=r"metadata\.json is damaged"):
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 1, "infos": [3]}'])
+def test_damaged_metadata_is_told_with_what_to_do(tmp_path, content):
+    (tmp_path / "metadata.json").write_text(content)
+    with pytest.raises(
+        UserError, match=r"metadata\.json is missing or damaged; remove"
+    ):
         tfds_store.open_store(tmp_path)
+    (tmp_path / "metadata.json").unlink()
+    with pytest.raises(
+        UserError, match=r"metadata\.json is missing or damaged; remove"
+    ):
+        tfds_store.open_store(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "features", "gone"])
+def test_damaged_voxels_are_told_with_what_to_do(path, tmp_path, damage):
+    copy = shutil.copytree(path, tmp_path / "store")
+    (records,) = copy.glob("*.array_record*")
+    data = records.read_bytes()
+    if damage == "cut":
+        records.write_bytes(data[:3000])
+    elif damage == "zeros":
+        records.write_bytes(bytes(len(data)))
+    elif damage == "features":
+        (copy / "features.json").unlink()
+    else:
+        records.unlink()
+    store = tfds_store.open_store(copy)
+    with pytest.raises(UserError, match="store: volume 0 cannot be read; remove this"):
+        store.volume(0)
 
 
 def test_a_volume_over_the_limit_of_an_example_is_refused(tmp_path, monkeypatch):

@@ -68,12 +68,26 @@ def test_of_channels_only_that_of_the_training_is_read(tmp_path):
         predict_files(without, [path], tmp_path / "out")
 
 
+def test_labels_that_are_there_are_replaced_only_when_asked(tmp_path):
+    write(tmp_path / "a.nii.gz", image((7, 6, 5)))
+    drawn = tmp_path / "labels" / "a.nii.gz"
+    write(drawn, image((7, 6, 5), seed=1))
+    before = drawn.read_bytes()
+    with pytest.raises(UserError, match=r"a\.nii\.gz exists; .* --overwrite"):
+        predict_files(SEGMENTER, [tmp_path / "a.nii.gz"], tmp_path / "labels")
+    assert drawn.read_bytes() == before
+    predict_files(
+        SEGMENTER, [tmp_path / "a.nii.gz"], tmp_path / "labels", overwrite=True
+    )
+    assert drawn.read_bytes() != before
+
+
 def test_an_image_is_never_overwritten(tmp_path):
     path = tmp_path / "a.nii.gz"
     write(path, image((7, 6, 5)))
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"a\.nii\.gz is one of the images"):
-        predict_files(SEGMENTER, [path], tmp_path)
+        predict_files(SEGMENTER, [path], tmp_path, overwrite=True)
     assert path.read_bytes() == before
 
 
@@ -104,13 +118,17 @@ def test_a_folder_that_is_a_file_is_told(tmp_path):
         (["--images", "none/*.nii.gz"], "'none/*.nii.gz' finds no"),
         (["--images", ".", "--batch_size=0"], "--batch_size is 0; expected 1 or more"),
         (["--images", "a.nii.gz"], "is no run directory"),
+        (["--images", "scan[1].nii.gz"], "is no run directory"),
+        (["--images", "a.nii.gz", "--out=notes.txt"], "notes.txt is a file; name a"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_1(
     args, expected, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "a.nii.gz", image((7, 6, 5)))
+    for name in ("a.nii.gz", "scan[1].nii.gz"):
+        write(tmp_path / name, image((7, 6, 5)))
+    (tmp_path / "notes.txt").write_text("")
     with clean_process():
         assert predict.main(["--run=run", "--out=out", *args]) == 1
     error = capsys.readouterr().err

@@ -278,6 +278,17 @@ def test_slice_axis_may_be_text_as_flags_are(axis):
     assert shape == (6, 7, 5)
 
 
+@pytest.mark.parametrize("slice_axis", [0, 1, 2])
+@pytest.mark.parametrize("code", CODES)
+def test_slices_are_counted_to_the_right_to_the_front_or_up(code, slice_axis):
+    array, affine = stored_as(ramp(), np.diag([1.0, 2.0, 3.0, 1.0]), code)
+    geometry, _, _ = prepared_geometry(
+        array.shape, affine, slice_axis=slice_axis, spacing=()
+    )
+    assert geometry.slice_axis == slice_axis
+    np.testing.assert_array_equal(geometry.slice_direction, np.eye(3)[slice_axis])
+
+
 def test_geometry_survives_json():
     geometry, _, _ = prepared_geometry(
         (5, 6, 7), oblique((1.1, 1.3, 4.0)), slice_axis="auto", spacing=(1.0, 1.0)
@@ -404,6 +415,13 @@ def test_a_frame_of_a_4d_file_is_read_with_its_label(tmp_path):
     np.testing.assert_array_equal(loaded.label, frames[..., 1] % 3)
 
 
+def test_axes_of_length_one_behind_the_frames_do_not_matter(tmp_path):
+    frames = ramp((4, 5, 3, 2))
+    path = save(tmp_path / "a.nii.gz", frames[..., None])
+    loaded = volume_file.load_case(case(path, time_index=1))
+    np.testing.assert_array_equal(loaded.image, frames[..., 1])
+
+
 @pytest.mark.parametrize("noise", [1e-7, 1e-5, 1e-4])
 def test_noise_in_the_headers_is_accepted(tmp_path, noise):
     affine = oblique((0.7, 0.7, 1.5))
@@ -456,6 +474,33 @@ def test_images_that_cannot_be_used_are_named_with_their_file(tmp_path, array, m
     ) as error:
         volume_file.load_case(case(path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "dim",
+            [3, 4, 0, 3, 1, 1, 1, 1],
+            r"shape is \(4, 0, 3\), so it holds no voxel",
+        ),
+        (
+            "pixdim",
+            [1, 1, 0, 1, 1, 1, 1, 1],
+            "header gives voxels of .* set their size",
+        ),
+        ("srow_x", [1.7e38, 1.7e38, 1.7e38, 0], "affine cannot be inverted"),
+    ],
+)
+def test_headers_that_place_no_voxels_are_told(tmp_path, field, value, message):
+    path = save(tmp_path / "a.nii", ramp())
+    header = nib.load(path).header.copy()
+    header[field] = value
+    header["sform_code"] = 1 if field == "srow_x" else 0
+    data = path.read_bytes()
+    path.write_bytes(header.binaryblock + data[len(header.binaryblock) :])
+    with pytest.raises(UserError, match=message):
+        volume_file.load_case(case(path))
 
 
 def cut(data):

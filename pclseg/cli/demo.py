@@ -49,6 +49,7 @@ def steps(out: Path) -> list[tuple[str, list[str]]]:
         for arm, run in runs.items()
     }
     predict = ["--images", f"{out}/phantom/images", f"--out={out}/predictions"]
+    predict.append("--overwrite")  # the demo may be run again
     return [
         (
             "Check and prepare: write the phantom as NIfTI files and normalise them",

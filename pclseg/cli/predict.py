@@ -1,6 +1,6 @@
 """Segments images with a finished run.
 
-python -m pclseg.cli.predict --run=runs/mine --images='new/*.nii.gz' --out=labels
+python -m pclseg.cli.predict --run=runs/mine --images='new/*.nii.gz' --out=predicted
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pclseg import rundir
-from pclseg.data.datasets.base import natural_key, nifti_files
+from pclseg.data.datasets.base import is_nifti, natural_key, nifti_files
 from pclseg.errors import UserError
 from pclseg.trained import load_segmenter, predict_files
 
@@ -35,14 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--batch_size", type=int, default=10, help="slices a forward pass (10)"
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that are in --out"
+    )
     args = parser.parse_args(argv)
     rundir.log_to(None)
     try:
         if args.batch_size < 1:
             raise UserError(f"--batch_size is {args.batch_size}; expected 1 or more.")
+        if args.out.exists() and not args.out.is_dir():
+            raise UserError(f"--out {args.out} is a file; name a folder.")
         paths = [path for pattern in args.images for path in _found(pattern)]
         segmenter = load_segmenter(args.run, batch_size=args.batch_size)
-        predict_files(segmenter, paths, args.out)
+        predict_files(segmenter, paths, args.out, overwrite=args.overwrite)
     except UserError as error:
         log.error("%s", error)
         return 1
@@ -50,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _found(pattern: str) -> list[Path]:
-    paths = [Path(name) for name in glob.glob(pattern, recursive=True)]
+    found = [Path(name) for name in glob.glob(pattern, recursive=True)]
+    paths = [path for path in found if is_nifti(path)]
+    if Path(pattern).is_file():  # also where its name has a bracket
+        paths = [Path(pattern)]
     if Path(pattern).is_dir():
         paths = nifti_files(Path(pattern))
     if not paths:

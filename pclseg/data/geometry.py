@@ -30,6 +30,17 @@ class Geometry:
     native_spacing: tuple[float, float, float]  # (z, y, x) mm, of the file
     shape: tuple[int, int, int]  # (Z, H, W) prepared
 
+    @property
+    def slice_axis(self) -> int:
+        """The canonical axis that slices are counted along: 0, 1 or 2."""
+        return int(nib.io_orientation(np.asarray(self.affine))[self.axes[0], 0])
+
+    @property
+    def slice_direction(self) -> np.ndarray:
+        """[3] unit vector in mm (RAS+) from slice to slice."""
+        step = np.asarray(self.affine)[:3, self.axes[0]]
+        return (-1 if self.flips[0] else 1) * step / np.linalg.norm(step)
+
     def to_json(self) -> str:
         """The geometry as JSON text."""
         return json.dumps(dataclasses.asdict(self))

@@ -1,16 +1,20 @@
 """What the headers of a dataset's files promise: sizes and spacings, no voxel read."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pclseg.data.datasets.base import Case, Dataset
-from pclseg.data.geometry import prepared_geometry
+from pclseg.data.geometry import AXIS_KEY, prepared_geometry
 from pclseg.data.tfds_store import CaseInfo
 from pclseg.data.volume_file import check_grids, naming, open_volume, read_affine
 from pclseg.errors import UserError
 
+log = logging.getLogger(__name__)
+# Cosine of 60 degrees: slices that run farther apart are not of the same anatomy.
+SAME_DIRECTION = 0.5
 Header = tuple[tuple[int, ...], np.ndarray]  # shape, [4, 4] affine
 
 
@@ -18,6 +22,8 @@ def header_infos(
     dataset: Dataset, *, slice_axis: int | str, spacing: Sequence[float]
 ) -> tuple[CaseInfo, ...]:
     """The infos that the store of `dataset` will have.
+
+    Warns where slices are not counted in one direction in all volumes.
 
     Args:
         dataset: its cases.
@@ -29,7 +35,35 @@ def header_infos(
             volume; a label on another grid than its image.
     """
     read: dict[Path, Header] = {}  # the frames of a 4-D file share one header
-    return tuple(_info(case, slice_axis, spacing, read) for case in dataset.cases)
+    infos = tuple(_info(case, slice_axis, spacing, read) for case in dataset.cases)
+    _warn_of_directions(infos)
+    return infos
+
+
+def _warn_of_directions(infos: Sequence[CaseInfo]) -> None:
+    directions = np.stack([info.geometry.slice_direction for info in infos])  # [N, 3]
+    most = directions[np.argmax(directions @ directions.sum(axis=0))]
+    astray = [
+        info
+        for info, cosine in zip(infos, directions @ most, strict=True)
+        if cosine < SAME_DIRECTION
+    ]
+    if astray:
+        first = astray[0].geometry.slice_direction
+        log.warning(
+            "%d of %d volumes count slices in another direction than most, such as %s"
+            " (%s): along %s, not %s (right, front, up); equal positions are then not"
+            " the same anatomy: set %s, mend their headers or leave them out.",
+            len(astray),
+            len(infos),
+            astray[0].name,
+            astray[0].image_path,
+            *(
+                np.array2string(v, precision=2, suppress_small=True)
+                for v in (first, most)
+            ),
+            AXIS_KEY,
+        )
 
 
 def _info(

@@ -78,7 +78,8 @@ class Plan:
         if slices == 0:
             raise UserError(
                 "no volume is left to train on, so there are no slices; check"
-                " config.data.split and data.subset of the stage."
+                " data.subset of the stage, config.data.split, and where"
+                " config.data.options names the label files."
             )
         if self.last_batch == "drop" and slices < self.batch_size:
             raise UserError(

@@ -186,7 +186,7 @@ def _locked(path: Path, report: Report) -> Iterator[None]:
 
 def _prepare_all(tasks: list[Task], workers: int, report: Report) -> None:
     """Prepares what the staging folder lacks, and raises once all were tried."""
-    waiting = [task for task in tasks if _read_info(task.path) is None]
+    waiting = [task for task in tasks if not _is_whole(task.path)]
     if len(waiting) < len(tasks):
         report(
             f"{len(tasks) - len(waiting)} of {len(tasks)} volumes were prepared before"
@@ -369,6 +369,15 @@ def _read_info(path: Path) -> CaseInfo | None:
             return CaseInfo.from_json(str(arrays["info"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a volume of the staging folder is there, its checksums right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None and _read_info(path) is not None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _write_store(

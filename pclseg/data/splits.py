@@ -1,8 +1,9 @@
 """Folds by patient, nested labelled subsets, and the user's own split files."""
 
 import dataclasses
+import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 
 from pclseg.data.datasets.base import natural_key
 from pclseg.errors import UserError
-from pclseg.files import read_json
 from pclseg.named import nearest
+
+FILE_KEYS = ("folds", "test", "unlabelled", "draw_seed", "fold_seed")
+FOLD_KEYS = ("train", "validation", "draw")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,8 @@ def make_splits(
         labelled_patients: ids in any order, also repeated; sorted here with digits as
             numbers, so that folds do not depend on the order of a folder's listing.
         unlabelled_patients: ids without any label; they stay out of the folds.
-        folds: 2 to the number of labelled patients.
+        folds: 2 to the number of labelled patients; without any, there is one fold
+            with nobody in it, and only pre-training is possible.
         fold_seed: 0 to 2^32 - 1.
         draw_seed: any integer.
 
@@ -60,10 +64,13 @@ def make_splits(
         "folds": [{"train": [...], "validation": [...], "draw": [...]}]}, for JSON.
 
     Raises:
-        UserError: `folds` or `fold_seed` out of range, fewer than 2 labelled patients.
+        UserError: `folds` or `fold_seed` out of range, one labelled patient.
     """
     patients = sorted(set(labelled_patients), key=natural_key)
-    _check_folds(len(patients), folds, fold_seed)
+    if patients:
+        _check_folds(len(patients), folds, fold_seed)
+    else:
+        folds = 1
     order = np.arange(len(patients))
     np.random.RandomState(fold_seed).shuffle(order)  # noqa: NPY002 - the authors' folds
     made = []
@@ -88,7 +95,8 @@ def select(splits: Mapping[str, Any], *, fold: int, labelled: int) -> Split:
     Args:
         splits: of `make_splits` or `read_splits`.
         fold: from 0.
-        labelled: number of patients whose labels fine-tuning may see, 1 or more.
+        labelled: number of patients whose labels fine-tuning may see, 1 or more; of no
+            meaning where nobody has labels.
 
     Raises:
         UserError: `fold` or `labelled` out of range.
@@ -101,7 +109,7 @@ def select(splits: Mapping[str, Any], *, fold: int, labelled: int) -> Split:
         )
     chosen = folds[fold]
     draw = chosen["draw"]
-    if not 0 < labelled <= len(draw):
+    if draw and not 0 < labelled <= len(draw):
         raise UserError(
             f"config.data.split.labelled is {labelled}; fold {fold} has {len(draw)}"
             f" labelled patients to train on, so expected 1 to {len(draw)}."
@@ -148,11 +156,12 @@ def read_splits(
         draw_seed: for draws that are not in the file, unless the file has "draw_seed".
 
     Raises:
-        UserError: no JSON; missing key; unknown patient; a patient twice or on two
-            sides; a fold without patients; no label where one is needed.
+        UserError: no JSON; missing or unknown key; unknown patient; a patient twice or
+            on two sides; a fold without patients; no label where one is needed.
     """
     path = Path(path)
     content = _read_object(path)
+    _check_keys(content, FILE_KEYS, str(path))
     labelled = set(labelled_patients)
     without_label = sorted(set(unlabelled_patients) - labelled, key=natural_key)
     known = labelled.union(without_label)
@@ -203,11 +212,11 @@ def _check_folds(patients: int, folds: int, fold_seed: int) -> None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path)
-    except UserError as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"config.data.split.file: {error} Give a JSON file, or '' for folds made"
-            " from config.data.split."
+            f"config.data.split.file: {path} is no JSON file ({error}); give one, or ''"
+            " for folds made from config.data.split."
         ) from error
     if not isinstance(content, dict):
         raise UserError(
@@ -217,6 +226,15 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def _check_keys(content: Iterable[str], known: Sequence[str], where: str) -> None:
+    for key in content:
+        if key not in known:
+            raise UserError(
+                f"{where}: the key {key!r} is unknown; known are: {', '.join(known)}."
+                f"{nearest(key, known)}"
+            )
+
+
 def _fold(
     fold: Any, where: str, known: set[str], labelled: set[str], draw_seed: int
 ) -> dict[str, list[str]]:
@@ -224,6 +242,7 @@ def _fold(
         raise UserError(
             f'{where} is no object; expected {{"train": [...], "validation": [...]}}.'
         )
+    _check_keys(fold, FOLD_KEYS, where)
     sides = {}
     for key in ("train", "validation"):
         if key not in fold:

@@ -25,6 +25,8 @@ from pclseg.errors import UserError
 FORMAT = 1  # of the examples and the metadata; raised when either changes
 SPLIT = "volumes"  # TFDS reserves "all"
 BUILDER = "pclseg_volumes"
+# What TFDS and array_record raise for files that were cut, changed or removed.
+_DAMAGE = (OSError, RuntimeError, TypeError, ValueError)
 _lock = threading.Lock()  # one thread at a time opens a reader
 MAX_BYTES = 2**31 - 2**20  # of one example, as protocol buffers have it
 
@@ -85,12 +87,14 @@ class Store:
             UserError: the store's files do not hold what its metadata says.
         """
         info = self.infos[row]
-        example = _source(self.path, self.fingerprint)[range(len(self.infos))[row]]
+        try:
+            source = _source(self.path, self.fingerprint)
+            example = source[range(len(self.infos))[row]]
+        except _DAMAGE as error:
+            raise _damaged(self.path, f"volume {row} cannot be read") from error
         if example["name"].decode() != info.name:
-            raise UserError(
-                f"{self.path} is damaged: its volume {row} is {example['name']!r}"
-                f" instead of {info.name!r}; remove the folder and prepare again."
-            )
+            found = example["name"].decode(errors="replace")
+            raise _damaged(self.path, f"volume {row} is {found!r}, not {info.name!r}")
         label = example["label"] if info.labelled else None
         return Volume(info, example["image"], label)
 
@@ -102,24 +106,28 @@ def open_store(path: str | Path) -> Store:
         UserError: there is no finished store, or one of another format.
     """
     path = Path(path).expanduser().absolute()
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path} of prepared volumes; prepare them.")
     try:
         metadata = json.loads((path / "metadata.json").read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} holds no finished store; prepare the data.") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}/metadata.json is damaged; prepare again.") from error
-    if metadata.get("format") != FORMAT:
-        raise UserError(
-            f"{path} has store format {metadata.get('format')}, this version reads"
-            f" {FORMAT}; remove the folder and prepare again."
+        if metadata["format"] != FORMAT:
+            raise UserError(
+                f"{path} has store format {metadata['format']}, this version reads"
+                f" {FORMAT}; remove the folder and prepare again."
+            )
+        return Store(
+            path=path,
+            infos=tuple(CaseInfo.from_json(text) for text in metadata["infos"]),
+            class_names=tuple(metadata["class_names"]),
+            label_values=tuple(metadata["label_values"]),
+            fingerprint=metadata["fingerprint"],
         )
-    return Store(
-        path=path,
-        infos=tuple(CaseInfo.from_json(text) for text in metadata["infos"]),
-        class_names=tuple(metadata["class_names"]),
-        label_values=tuple(metadata["label_values"]),
-        fingerprint=metadata["fingerprint"],
-    )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, "metadata.json is missing or damaged") from error
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: {what}; remove this folder and start again.")
 
 
 def write_store(

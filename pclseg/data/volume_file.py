@@ -7,13 +7,18 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.openers import ImageOpener
 
-from pclseg.data.datasets.base import READ_ERRORS, Case, open_nifti
+from pclseg.data.datasets.base import (
+    READ_ERRORS,
+    WHOLE_TOLERANCE,
+    Case,
+    open_nifti,
+)
 from pclseg.errors import UserError
 from pclseg.files import replacing
 
 GRID_TOLERANCE = 0.25  # voxels by which the grids of image and label may differ
-WHOLE_TOLERANCE = 1e-4  # label values this near to a whole number count as one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +68,18 @@ def open_volume(path: Path) -> nib.Nifti1Image | nib.Nifti2Image:
     if not path.is_file():
         raise UserError("the file does not exist; add it or take the case out.")
     try:
-        return open_nifti(path)
+        source = open_nifti(path)
+        with ImageOpener(path) as file:  # unmended: nibabel turns a size of 0 into 1
+            header = type(source).header_class.from_fileobj(file, check=False)
     except READ_ERRORS as error:
         raise _unreadable(error) from error
+    if 0 in source.shape:
+        raise UserError(f"its shape is {source.shape}, so it holds no voxel.")
+    if header["sform_code"] == 0 and not header["pixdim"][1:4].all():
+        raise UserError(
+            f"its header gives voxels of {header['pixdim'][1:4]} mm; set their size."
+        )
+    return source
 
 
 def _unreadable(error: Exception) -> UserError:
@@ -103,7 +117,9 @@ def read_affine(source: nib.Nifti1Image | nib.Nifti2Image) -> np.ndarray:
         UserError: it cannot be inverted, so the axes of the file have no directions.
     """
     affine = np.asarray(source.affine, np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    usable = np.isfinite(affine).all()
+    usable = usable and abs(np.linalg.det(affine[:3, :3])) >= 1e-12
+    if not usable or np.isnan(nib.io_orientation(affine)).any():
         raise UserError("the header's affine cannot be inverted; mend the header.")
     return affine
 
@@ -115,7 +131,8 @@ def _read_array(
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) == 4 and index is not None and index < shape[3]:
-        array = np.asanyarray(source.dataobj[..., index])
+        rest = (0,) * (len(source.shape) - 4)  # axes of length 1
+        array = np.asanyarray(source.dataobj[(..., index, *rest)])
     elif len(shape) == 3:
         array = np.asanyarray(source.dataobj)
     else:

@@ -5,7 +5,7 @@ Expected: training/patientNNN/{Info.cfg, patientNNN_frameKK.nii.gz,
 patientNNN_frameKK_gt.nii.gz}, KK from 1, and patientNNN_4d.nii.gz where there is one.
 """
 
-import csv
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pclseg.data.datasets.base import (
     Dataset,
     natural_key,
     num_frames,
+    read_columns,
     require_folder,
 )
 from pclseg.errors import UserError
@@ -37,7 +38,7 @@ def make(*, raw_dir: str | Path) -> Dataset:
         UserError: a folder or file is missing, or an Info.cfg lacks ED or ES.
     """
     root = Path(raw_dir).expanduser()
-    training = root if root.name == "training" else root / "training"
+    training = root if _absolute(root).name == "training" else root / "training"
     require_folder(training, "ACDC: training/patient001, training/patient002, ...")
     folders = sorted(
         (p for p in training.iterdir() if re.fullmatch(r"patient\d+", p.name)),
@@ -48,7 +49,7 @@ def make(*, raw_dir: str | Path) -> Dataset:
             f"{training} holds no patient folder; expected {training}/patient001 and so"
             " on, each with Info.cfg and patient001_frame01.nii.gz."
         )
-    unknown = _patients_of_unknown_spacing(training.parent / "spacing.csv")
+    unknown = _patients_of_unknown_spacing(_absolute(training).parent / "spacing.csv")
     cases = [
         c for f in folders for c in _patient(f, spacing_known=f.name not in unknown)
     ]
@@ -60,15 +61,16 @@ def make(*, raw_dir: str | Path) -> Dataset:
     )
 
 
+def _absolute(path: Path) -> Path:
+    """The path with a name and a parent, which `.` and `..` lack; links are kept."""
+    return Path(os.path.abspath(path))
+
+
 def _patients_of_unknown_spacing(path: Path) -> set[str]:
     if not path.is_file():
         return set()
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if not {"patient", "spacing_from"} <= set(reader.fieldnames or ()):
-        raise UserError(f"{path} needs the columns patient and spacing_from.")
-    return {r["patient"] for r in rows if r["spacing_from"].startswith("median")}
+    rows = read_columns(path, "patient", "spacing_from")
+    return {patient for patient, origin in rows if origin.startswith("median")}
 
 
 def _patient(folder: Path, *, spacing_known: bool) -> list[Case]:
@@ -110,7 +112,8 @@ def _labelled_frames(path: Path) -> dict[str, int]:
     """{"ED": number, "ES": number}, read by key: mirrors differ in the lines' order."""
     if not path.is_file():
         raise UserError(f"{path} is missing; copy it from the ACDC download.")
-    lines = [line.partition(":") for line in path.read_text().splitlines()]
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    lines = [line.partition(":") for line in text.splitlines()]
     values = {key.strip(): value.strip() for key, _, value in lines}
     for key in ("ED", "ES"):
         if not values.get(key, "").isdecimal():

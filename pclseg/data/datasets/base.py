@@ -1,7 +1,10 @@
 """What a dataset file returns: the cases of one dataset and its classes."""
 
+import csv
 import dataclasses
+import math
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,13 +25,19 @@ READ_ERRORS = (
     OSError,
     EOFError,
     ValueError,
+    OverflowError,
     zlib.error,
 )
+WHOLE_TOLERANCE = 1e-4  # label values this near to a whole number count as one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One volume of one patient, by the files that hold it."""
+    """One volume of one patient, by the files that hold it.
+
+    Raises:
+        UserError: the name is empty or unfit for a file name.
+    """
 
     name: str  # unique in the dataset, made of letters, digits and . _ -
     patient: str  # the unit of splits
@@ -39,14 +48,22 @@ class Case:
     spacing_known: bool = True  # False: metrics in mm are left out
     in_series: bool = False  # a 4-D file of the patient holds it too, as another case
 
+    def __post_init__(self) -> None:
+        """Checks that files can be called by the name."""
+        if not self.name or self.name != safe_name(self.name):
+            raise UserError(
+                f"{self.name!r}, made from {self.image_path}, cannot name a volume;"
+                " rename the file to begin with a letter or digit."
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
     """The cases of a dataset; class id k has class_names[k] and label_values[k].
 
     Raises:
-        UserError: no case, two cases of one name, a name unfit for a file name, or
-            names and values of the classes that do not pair up.
+        UserError: no case, two cases of one name, or names and values of the classes
+            that do not pair up.
     """
 
     name: str
@@ -67,9 +84,6 @@ class Dataset:
                 f"{count} volumes would be called {name!r}: {paths[0]} and {paths[1]};"
                 " rename one of them or narrow the pattern that finds them."
             )
-        for name in counts:
-            if name != safe_name(name):
-                raise UserError(f"{name!r} cannot name a volume: use A-Z a-z 0-9 . _ -")
         if len(self.class_names) != len(self.label_values):
             raise UserError(
                 f"config.data.options.class_names has {len(self.class_names)} names for"
@@ -89,8 +103,11 @@ def natural_key(text: str | Path) -> list[tuple[int, int, str]]:
 
 
 def safe_name(text: str) -> str:
-    """`text` with each run of characters unfit for a file name turned into one `_`."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._")
+    """`text` with each run of characters unfit for a file name turned into one `_`.
+
+    Letters of all scripts stay, in composed form: macOS may store accents apart.
+    """
+    return re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text)).strip("._")
 
 
 def stem(path: Path) -> str:
@@ -141,8 +158,8 @@ def num_frames(path: Path) -> int:
 def scan_label_values(paths: Iterable[Path]) -> tuple[int, ...]:
     """The label values that occur in the files: 0 first, the others ascending.
 
-    Reads every file once. Files that cannot be read and values that are not whole
-    numbers are passed over here: loading that case reports them.
+    Reads every file once. Files that cannot be read, colours and values that are not
+    whole numbers are passed over here: loading that case reports them.
     """
     found: set[int] = set()
     for path in paths:
@@ -150,8 +167,14 @@ def scan_label_values(paths: Iterable[Path]) -> tuple[int, ...]:
             array = np.asanyarray(open_nifti(path).dataobj)
         except READ_ERRORS:
             continue
-        for plane in np.moveaxis(array, -1, 0) if array.ndim else ():
-            found.update(int(v) for v in np.unique(plane) if float(v).is_integer())
+        if array.ndim == 0 or array.dtype.kind not in "iuf":
+            continue
+        for plane in np.moveaxis(array, -1, 0):
+            found.update(
+                round(value)
+                for value in np.unique(plane).tolist()
+                if math.isfinite(value) and abs(value - round(value)) <= WHOLE_TOLERANCE
+            )
     return (0, *sorted(found - {0}))
 
 
@@ -162,6 +185,29 @@ def class_names_for(
     if class_names:
         return tuple(class_names)
     return ("background", *(f"label {value}" for value in label_values[1:]))
+
+
+def read_columns(path: Path, *columns: str) -> list[list[str]]:
+    """The cells of these columns of a CSV file, row by row, without blanks around them.
+
+    Raises:
+        UserError: the file is no CSV in UTF-8, or lacks a column.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [[cell.strip() for cell in line] for line in csv.reader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); save it as CSV in UTF-8."
+        ) from error
+    header, *rows = lines or [[]]
+    if not set(columns) <= set(header):
+        raise UserError(
+            f"{path} needs the columns {' and '.join(columns)} in its first line, with"
+            f" commas between; it has {', '.join(header) or 'none'}."
+        )
+    cells = [dict(zip(header, row, strict=False)) for row in rows]
+    return [[cell.get(column, "") for column in columns] for cell in cells]
 
 
 def require_folder(folder: Path, meaning: str) -> Path:

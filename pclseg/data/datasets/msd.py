@@ -25,6 +25,10 @@ from pclseg.data.datasets.base import (
 from pclseg.errors import UserError
 
 CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net's suffix
+ENTRY = {
+    "training": '{"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/x.nii.gz"}',
+    "test": '"./imagesTs/x.nii.gz"',
+}
 File = tuple[str, Path, Path | None]  # name, image, label
 
 
@@ -52,7 +56,7 @@ def make(
     index = _read_index(root / "dataset.json")
     files = _listed_files(root, index) or _found_files(root, index, channel)
     cases = [_case(name, image, label, channel) for name, image, label in files]
-    names_by_value = _names_by_value(root / "dataset.json", index.get("labels", {}))
+    names_by_value = _names_by_value(root / "dataset.json", index.get("labels") or {})
     label_values = tuple(label_values) or tuple(sorted(names_by_value, key=_zero_first))
     if not label_values:
         label_values = scan_label_values(label for _, _, label in files if label)
@@ -90,11 +94,6 @@ def _read_index(path: Path) -> dict:
 
 def _names_by_value(path: Path, labels: dict) -> dict[int, str]:
     """{value: name} of MSD's {"1": "liver"} and of nnU-Net's {"liver": 1}."""
-    if "ignore" in labels:
-        raise UserError(
-            f"{path} has an 'ignore' label, which is not supported; give its voxels a"
-            " class of their own and take the entry out."
-        )
     try:
         if all(str(key).lstrip("-").isdecimal() for key in labels):
             names = {int(key): str(name) for key, name in labels.items()}
@@ -105,26 +104,36 @@ def _names_by_value(path: Path, labels: dict) -> dict[int, str]:
             f"'labels' of {path} should pair one whole number with each name; mend it,"
             " or take it out and the label files are scanned."
         ) from error
+    if "ignore" in names.values():
+        raise UserError(
+            f"{path} has an 'ignore' label, which is not supported; give its voxels a"
+            " class of their own and take the entry out."
+        )
     return {0: "background", **names} if names else {}
 
 
 def _listed_files(root: Path, index: dict) -> list[File]:
-    """The files that an MSD dataset.json lists; [] where it lists none (nnU-Net)."""
-    training, test = index.get("training", ()), index.get("test", ())
+    """The files that dataset.json lists; [] where only the folders tell them.
+
+    nnU-Net lists none, or, in its first version, images without their channel.
+    """
     files: list[File] = []
-    for entry in training:
-        if not isinstance(entry, dict) or not {"image", "label"} <= entry.keys():
-            raise UserError(
-                f"{root / 'dataset.json'}: an entry of 'training' is {entry!r};"
-                ' expected {"image": "./imagesTr/x.nii.gz",'
-                ' "label": "./labelsTr/x.nii.gz"}.'
-            )
-        image = root / entry["image"]
-        files.append((stem(image), image, root / entry["label"]))
-    for entry in test if training else ():
-        image = root / (entry["image"] if isinstance(entry, dict) else entry)
-        files.append((stem(image), image, None))
+    for key in ENTRY if index.get("training") else ():
+        entries = index.get(key) or []
+        for entry in entries if isinstance(entries, list) else [entries]:
+            match entry:
+                case {"image": str(image), "label": str(label)} if key == "training":
+                    files.append((stem(root / image), root / image, root / label))
+                case str(image) | {"image": str(image)} if key == "test":
+                    files.append((stem(root / image), root / image, None))
+                case _:
+                    raise UserError(
+                        f"{root / 'dataset.json'}: an entry of {key!r} is {entry!r};"
+                        f" expected {ENTRY[key]}."
+                    )
     missing = [image for _, image, _ in files if not image.is_file()]
+    if missing and stem(missing[0]) in _bases(nifti_files(missing[0].parent)):
+        return []
     if missing:
         raise UserError(
             f"{root / 'dataset.json'} lists {missing[0]}, which does not exist"
@@ -141,9 +150,8 @@ def _found_files(root: Path, index: dict, channel: int) -> list[File]:
     if not paths:
         raise UserError(f"{root / 'imagesTr'} holds no .nii.gz or .nii file.")
     stems = {stem(path) for path in paths}
-    bases = {CHANNEL.sub("", name) for name in stems}
     suffixed = "channel_names" in index or (
-        labels and not stems & labels.keys() and labels.keys() <= bases
+        not stems & labels.keys() and labels.keys() & _bases(paths)
     )
     gather = _by_case if suffixed else lambda paths, _: {stem(p): p for p in paths}
     train = gather(paths, channel)
@@ -157,6 +165,11 @@ def _found_files(root: Path, index: dict, channel: int) -> list[File]:
         )
     files: list[File] = [(name, path, labels.get(name)) for name, path in train.items()]
     return files + [(name, path, None) for name, path in test.items()]
+
+
+def _bases(paths: list[Path]) -> set[str]:
+    """The names of the images without their channel."""
+    return {CHANNEL.sub("", stem(path)) for path in paths}
 
 
 def _by_case(paths: list[Path], channel: int) -> dict[str, Path]:

@@ -1,6 +1,5 @@
 """The user's own NIfTI files, found by patterns, without renaming or moving any."""
 
-import csv
 import difflib
 import glob
 import os
@@ -16,6 +15,7 @@ from pclseg.data.datasets.base import (
     natural_key,
     nifti_files,
     num_frames,
+    read_columns,
     require_folder,
     safe_name,
     scan_label_values,
@@ -51,6 +51,7 @@ def make(
     A label belongs to the image of the same name. Names may differ in nnU-Net's channel
     (x_0000 and x), in words such as image, label, seg or gt (x_image and x_label), and
     where files of all cases are called alike, the folders count (x/image and x/label).
+    Where no name helps, it belongs to the only image of its folder (x/t1 and x/seg).
     A 4-D image is the frames of one patient, labelled by a 4-D label.
 
     Args:
@@ -71,8 +72,9 @@ def make(
     """
     root = require_folder(Path(raw_dir).expanduser(), "where the patterns start")
     label_paths = _find(root, labels, "labels") if labels else []
+    taken = set(map(_place, label_paths))
     image_paths = [
-        path for path in _find(root, images, "images") if path not in set(label_paths)
+        path for path in _find(root, images, "images") if _place(path) not in taken
     ]
     if not image_paths:
         raise UserError(
@@ -98,7 +100,7 @@ def make(
 
 def _find(root: Path, patterns: str | Sequence[str], option: str) -> list[Path]:
     """The NIfTI files that the patterns find, each once, in natural order."""
-    found: set[Path] = set()
+    found: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         pattern = os.path.expanduser(pattern)
         if (root / pattern).is_dir():
@@ -111,8 +113,21 @@ def _find(root: Path, patterns: str | Sequence[str], option: str) -> list[Path]:
                 f"{OPTION}.{option}: {pattern!r} finds no .nii.gz or .nii file from"
                 f" {root}; mend the pattern or config.data.raw_dir."
             )
-        found.update(paths)
-    return sorted(found, key=lambda path: natural_key(_relative(path, root)))
+        found.extend(paths)
+    found.sort(key=lambda path: natural_key(_relative(path, root)))
+    once: dict[tuple[str, str], Path] = {}  # a link or .. may lead here on other ways
+    for path in found:
+        once.setdefault(_place(path), path)
+    return list(once.values())
+
+
+def _place(path: Path) -> tuple[str, str]:
+    """(real folder, name) of a file.
+
+    A link that is a file itself is not followed: version control of data may keep the
+    equal masks of two patients as links to one file.
+    """
+    return os.path.realpath(path.parent), path.name
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -152,11 +167,15 @@ def _match(
     def folder_words(path: Path) -> Hashable:
         return _words(_relative(path.with_name(stem(path)), root))
 
+    def folder(path: Path) -> Hashable:
+        return os.path.realpath(path.parent)
+
     rules: list[tuple[Key, Key, Callable[[Path], str]]] = [
         (stem, stem, stem),
         (channelless, stem, channelless),
         (words, words, stem),
         (folder_words, folder_words, stem),
+        (folder, folder, stem),
     ]
     if pattern:
         regex = _compile(pattern, "match")
@@ -172,8 +191,8 @@ def _match(
         if not wrong:
             return pairs, clean
         faults.append(wrong)
-    # An ambiguous match says more than none at all.
-    fewest = min(faults, key=lambda lines: sum(NO_IMAGE in line for line in lines))
+    # Of equals, an ambiguous match says more than none at all.
+    fewest = min(faults, key=lambda f: (len(f), sum(NO_IMAGE in line for line in f)))
     others = f" (and {len(fewest) - 1} more)" if len(fewest) > 1 else ""
     raise UserError(
         f"{fewest[0]}{others}; narrow the patterns, or set {OPTION}.match to a regular"
@@ -245,17 +264,10 @@ def _patients(root: Path, pattern: str, table: str) -> Callable[[Path], str]:
 def _patients_of_table(root: Path, table: Path) -> Callable[[Path], str]:
     if not table.is_file():
         raise UserError(f"{OPTION}.patient_csv: there is no file {table}.")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if not {"file", "patient"} <= set(reader.fieldnames or ()):
-        raise UserError(
-            f"{table} needs the columns file and patient in its first line."
-        )
     patient_of: dict[str, str] = {}
-    for row in rows:
-        if patient_of.setdefault(row["file"], row["patient"]) != row["patient"]:
-            raise UserError(f"{table} gives {row['file']} two patients; keep one row.")
+    for file, patient in read_columns(table, "file", "patient"):
+        if patient_of.setdefault(file, patient) != patient:
+            raise UserError(f"{table} gives {file} two patients; keep one row.")
 
     def of_path(path: Path) -> str:
         for key in (_relative(path, root), str(path), path.name, stem(path)):
