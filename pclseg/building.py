@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -163,9 +162,7 @@ def build_stage(
         shuffle=True,
         last_batch=stage.data.last_batch,
     )
-    num_steps = stage.train.steps or math.ceil(
-        stage.train.epochs * plan.steps_per_epoch
-    )
+    num_steps = stage.train.steps or stage.train.epochs * plan.steps_per_epoch
     tx, schedule = checked_call(
         optimizer.make,
         "optimizer",
@@ -195,6 +192,11 @@ def _check_fits(
         raise UserError(
             f"method {what!r} segments, but model {stage.model.name!r} has no"
             " num_classes; use model.name='unet2d'."
+        )
+    if method.embed is not None and stage.data.batch_size < 2:
+        raise UserError(
+            f"data.batch_size is 1, but method {what!r} tells slices of a batch apart;"
+            " expected 2 or more."
         )
     if method.embed is not None and classes:
         raise UserError(
@@ -292,10 +294,24 @@ def check_sources(
                 )
 
 
-def check_finished(folder: Path) -> None:
-    """Raises UserError unless the stage in `folder`, RUN/STAGE, came to its end."""
+def is_finished(folder: Path) -> bool:
+    """Whether the stage in `folder`, RUN/STAGE, came to its end and its end is there.
+
+    A damaged checkpoint that the user deleted leaves an older one, which is none.
+    """
     if not (folder / "done.json").is_file():
-        raise UserError(f"{folder} is not finished; run that stage first.")
+        return False
+    last = folder / "checkpoints" / str(read_json(folder / "done.json")["steps"])
+    return last.is_dir()
+
+
+def check_finished(folder: Path) -> None:
+    """Raises UserError unless the stage in `folder` is finished."""
+    if not is_finished(folder):
+        raise UserError(
+            f"{folder} is not finished, or its last checkpoint is gone; run that stage"
+            " first."
+        )
 
 
 def seen_patients(

@@ -60,9 +60,17 @@ def _one_of(*choices: Any) -> Rule:
 _TEXT = Rule("a text", lambda v: isinstance(v, str))
 _FLAG = Rule("True or False", lambda v: isinstance(v, bool))
 _SECTION = Rule("a section, dict(...)", lambda v: isinstance(v, Section))
+# A stage's name is that of a section and of a folder of the run directory.
+_RESERVED = ("data", "prepare", "evaluate", "predictions")
 _NAMES = Rule(
-    "a tuple of names, such as ('pretrain', 'finetune')",
-    lambda v: isinstance(v, list | tuple) and len(v) > 0 and len(set(v)) == len(v),
+    "a tuple of different names, such as ('pretrain', 'finetune'), of letters, digits"
+    f" and _, none of them {', '.join(_RESERVED)}",
+    lambda v: (
+        isinstance(v, list | tuple)
+        and len(v) > 0
+        and all(isinstance(n, str) and n.isidentifier() for n in v)
+        and len({*v, *_RESERVED}) == len(v) + len(_RESERVED)
+    ),
 )
 _SEED = _whole(0, 2**32 - 1)
 _POSITIVE = _real("> 0", lambda v: v > 0)
@@ -126,7 +134,7 @@ _STAGE_DATA = {
     "last_batch": _one_of("drop", "fill"),
 }
 _TRAIN = {
-    "epochs": _NOT_NEGATIVE,
+    "epochs": _whole(0),
     "steps": _whole(0),
     "log_every": _whole(1),
     "checkpoint_every": _whole(1),
@@ -221,6 +229,11 @@ def _check_stage(here: str, stage: Section) -> None:
         _check_values(stage[part], {"name": _TEXT}, f"{here}.{part}")
         if "name" not in stage[part]:
             raise UserError(f"{here}.{part}.name is missing; add it, as in configs/.")
+    least, most = (stage.optimizer.get(key, 0) for key in ("min_lr", "peak_lr"))
+    if least > most:
+        raise UserError(
+            f"{here}.optimizer.min_lr is {least}; expected at most peak_lr={most}."
+        )
     groups = stage.model.get("bn_groups", 1)
     if stage.data.batch_size % groups:
         raise UserError(

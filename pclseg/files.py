@@ -85,6 +85,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}; restore it, or use a new folder."
+        ) from error
     except ValueError as error:
-        raise UserError(f"{path} is no JSON file ({error}).") from error
+        raise UserError(
+            f"{path} is no JSON file ({error}); restore it, or use a new folder."
+        ) from error

@@ -6,6 +6,7 @@ python -m pclseg.main --config=configs/pcl_acdc.py --workdir=runs/pcl_acdc
 import dataclasses
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,9 @@ def main(argv: Sequence[str]) -> int:
         about = f" {stopped}." if str(stopped) else ""
         log.info("stopped as asked.%s The same command goes on from there:", about)
         log.info("  python -m pclseg.main %s", shlex.join(argv[1:]))
+    except KeyboardInterrupt:  # the second one; the first saves
+        log.error("interrupted at once; the same command goes on from what is saved.")
+        return 130
     return 0
 
 
@@ -110,7 +114,8 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     if values.help:
         return None
     for arg in rest:
-        if arg.startswith("-") and not is_override(arg):
+        number = re.match(r"-[.\d]", arg)  # the value of an override before it
+        if arg.startswith("-") and not number and not is_override(arg):
             name = arg.lstrip("-").partition("=")[0]
             raise UserError(f"there is no flag --{name}.{nearest(name, list(values))}")
     if values.config is None:

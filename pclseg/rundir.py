@@ -80,9 +80,15 @@ def _lock(lock: IO[str], workdir: Path) -> None:
         os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
 
 
+def has_begun(workdir: Path) -> bool:
+    """Whether a run has prepared its volumes, or trained on them."""
+    stages = workdir.glob("*/patients.json")
+    return (workdir / "dataset.json").is_file() or any(stages)
+
+
 def _check_config(path: Path, config: dict[str, Any]) -> None:
-    if not path.exists() or not (path.parent / "dataset.json").exists():
-        write_json(path, config)  # volumes are not prepared: a setting may be mended
+    if not has_begun(path.parent):
+        write_json(path, config)  # a setting may be mended
         return
     differences = config_differences(read_json(path), config)
     if differences:

@@ -131,7 +131,7 @@ def _check_splits(workdir: Path, outline: Outline) -> None:
     Raises:
         UserError: they changed, so that trained weights may have seen held-out ones.
     """
-    if not (workdir / "dataset.json").is_file():  # nothing was trained yet
+    if not rundir.has_begun(workdir):
         return
     if read_json(workdir / "splits.json") != outline.all_splits:
         raise UserError(
@@ -143,7 +143,7 @@ def _check_splits(workdir: Path, outline: Outline) -> None:
 
 def _warn_of_other_files(path: Path, store: Store) -> None:
     """Says so where the run began with other volumes of the same patients."""
-    if path.is_file() and read_json(path)["fingerprint"] != store.fingerprint:
+    if path.is_file() and read_json(path).get("fingerprint") != store.fingerprint:
         log.warning(
             "%s: the data files, or their times, changed since this run began; what is"
             " finished is of the earlier ones.",
@@ -189,17 +189,18 @@ def _open(
 def train_stage(run: Run, stage: Stage) -> None:
     """Trains one stage, from its newest checkpoint if it has one."""
     folder = run.workdir / stage.name
-    if (folder / "done.json").exists():
+    if building.is_finished(folder):
         log.info("%s: finished before, skipped", stage.name)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (run.workdir / "summary.json").unlink(missing_ok=True)  # it is of other weights
     settings = stage.config.train
     checkpoints = Checkpoints(folder / "checkpoints", keep=settings.keep)
     try:
         with run.stop.interruptible():
             state = _first_state(run, stage, checkpoints)
             first_step = int(state.step)
+            for old in (folder / "done.json", run.workdir / "summary.json"):
+                old.unlink(missing_ok=True)  # of a last checkpoint that is gone
             writer = MetricWriter(folder, first_step=first_step)
             batches = make_pipeline(
                 run.config.data.pipeline,
@@ -379,9 +380,9 @@ def evaluate(run: Run) -> None:
 
 def _pooled(path: Path, class_names: Sequence[str]) -> dict[str, Any]:
     """The authors' score: pooled Dice at the best validated epoch, and at the last."""
-    if not path.exists():
+    rows = read_rows(path) if path.exists() else []
+    if not rows:
         return {}
-    rows = read_rows(path)
     best = max(rows, key=lambda row: float(row["dice_pooled"]))
 
     def scores(row: Mapping[str, str]) -> dict[str, Any]:

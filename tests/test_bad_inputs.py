@@ -134,6 +134,21 @@ COMMAND_LINES = {
         ["config.data.prepare.spacing", "(y, x) in mm"],
     ),
     "negative seed": (["--config.seed=-1"], ["config.seed is -1", "from 0"]),
+    "negative number after a space": (
+        ["--config.pretrain.optimizer.peak_lr", "-1"],
+        ["config.pretrain.optimizer.peak_lr is -1"],
+    ),
+    "more decimals than the exact comparison has": (
+        [
+            "--config.pretrain.method.threshold_mode=exact",
+            "--config.pretrain.method.position_threshold=0.3333333333",
+        ],
+        ["config.pretrain: position_threshold is 0.3333333333", "9 decimals"],
+    ),
+    "one slice has no other to be told from": (
+        ["--config.pretrain.data.batch_size=1"],
+        ["config.pretrain: data.batch_size is 1", "2 or more"],
+    ),
     "no stages": (["--config.stages=()"], ["config.stages is ()"]),
     "stage without section": (
         ["--config.stages=('pretrian','finetune')"],

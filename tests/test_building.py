@@ -170,7 +170,7 @@ def stage_folder(folder, stage, *, patients):
     checkpoints.save(state)
     checkpoints.close()
     (folder / "patients.json").write_text(json.dumps(patients))
-    (folder / "done.json").write_text("{}")
+    (folder / "done.json").write_text('{"steps": 7}')
 
 
 def test_weights_of_another_run_are_checked_before_training(place, outline, tmp_path):
@@ -187,8 +187,13 @@ def test_weights_of_another_run_are_checked_before_training(place, outline, tmp_
     assert list(start_from("fits").stages) == ["finetune"]
     with pytest.raises(UserError, match=r"^config.finetune.init_from: .*model.width"):
         start_from("wide")
+    (tmp_path / "fits" / "done.json").write_text('{"steps": 8}')  # its last is gone
+    with pytest.raises(
+        UserError, match=r"fits is not finished, or its last checkpoint"
+    ):
+        start_from("fits")
     (tmp_path / "fits" / "done.json").unlink()
-    with pytest.raises(UserError, match=r"fits is not finished; run that stage first"):
+    with pytest.raises(UserError, match=r"fits is not finished.*run that stage first"):
         start_from("fits")
 
 

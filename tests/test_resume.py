@@ -156,3 +156,16 @@ def test_a_damaged_checkpoint_stops_with_one_line(folder, env, whole):
     (line,) = done.stderr.splitlines()
     assert f"checkpoints/{STEPS} " in line
     assert "delete that folder to go on from step 20" in line
+
+
+def test_a_finished_stage_without_its_last_checkpoint_is_trained_to_its_end(
+    folder, env, whole
+):
+    run = shutil.copytree(whole, folder / "deleted")
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "finetune" / "checkpoints" / str(STEPS))
+    done = run_main(arguments(folder, "deleted"), env=env)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step 20 of 24" in done.stderr
+    for name in SAME_BYTES:
+        assert (run / name).read_bytes() == (whole / name).read_bytes()

@@ -62,6 +62,16 @@ def test_a_setting_may_be_mended_until_the_volumes_are_prepared(tmp_path):
     assert read_json(tmp_path / "config.json") == {"seed": 1}
 
 
+def test_a_run_that_has_trained_keeps_its_config_whatever_else_is_deleted(tmp_path):
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain" / "patients.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json cannot be read: .*restore it"):
+        rundir.open_run(tmp_path, CONFIG)
+    (tmp_path / "config.json").write_text('{"seed": 1}')
+    with pytest.raises(UserError, match="belongs to another config"):
+        rundir.open_run(tmp_path, CONFIG)
+
+
 def test_a_folder_in_use_is_refused_and_free_after_a_kill(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, tmp_path], cwd=ROOT, stdout=subprocess.PIPE

@@ -46,7 +46,7 @@ def test_a_stage_does_not_start_from_an_unfinished_one(tmp_path):
         "finetune": stage_of("finetune", init_from="pretrain"),
     }
     run = SimpleNamespace(workdir=tmp_path, stages=names, rows=lambda subset: [])
-    with pytest.raises(UserError, match="pretrain is not finished; run that stage"):
+    with pytest.raises(UserError, match="pretrain is not finished.*; run that stage"):
         runner._first_state(run, names["finetune"], NO_CHECKPOINT)
 
 

@@ -60,6 +60,21 @@ def near_exact(
     Raises:
         UserError: the threshold is not positive or has ten or more decimals.
     """
+    limit = exact_limit(threshold)
+    index, count = index[:, None], count[:, None]  # [N, 1]
+    key_index, key_count = key_index[None, :], key_count[None, :]  # [1, M]
+    difference = jnp.abs((index + 1) * key_count - (key_index + 1) * count)
+    distance = _wide_product(limit.denominator, difference.astype(jnp.uint32))
+    bound = _wide_product(limit.numerator, (count * key_count).astype(jnp.uint32))
+    return _less(distance, bound)
+
+
+def exact_limit(threshold: float | Fraction) -> Fraction:
+    """The threshold of `near_exact` as a fraction of 32-bit numbers.
+
+    Raises:
+        UserError: as `near_exact`.
+    """
     _check_threshold(threshold)
     # No two positions differ by 1 or more; so the numerator stays in 32 bits too.
     limit = Fraction(1) if threshold > 1 else Fraction(str(threshold))
@@ -68,12 +83,7 @@ def near_exact(
             f"position_threshold is {threshold}; exact comparison takes at most 9"
             " decimals: round it or use threshold_mode 'float64'."
         )
-    index, count = index[:, None], count[:, None]  # [N, 1]
-    key_index, key_count = key_index[None, :], key_count[None, :]  # [1, M]
-    difference = jnp.abs((index + 1) * key_count - (key_index + 1) * count)
-    distance = _wide_product(limit.denominator, difference.astype(jnp.uint32))
-    bound = _wide_product(limit.numerator, (count * key_count).astype(jnp.uint32))
-    return _less(distance, bound)
+    return limit
 
 
 def near_float64(bits: Array, key_bits: Array, *, threshold: float) -> Array:

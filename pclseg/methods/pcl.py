@@ -5,7 +5,7 @@ from typing import Any
 
 from pclseg.augment import Augment
 from pclseg.errors import UserError
-from pclseg.losses.positives import near_exact, near_float64
+from pclseg.losses.positives import exact_limit, near_exact, near_float64
 from pclseg.methods.base import Array, Method
 from pclseg.parts.two_views import two_views
 
@@ -36,7 +36,8 @@ def make(
         views: "separate" or "concat".
 
     Raises:
-        UserError: a threshold that is not positive, or an unknown mode.
+        UserError: a threshold that is not positive, or too long for "exact"; an unknown
+            mode.
     """
     if not position_threshold > 0:
         raise UserError(
@@ -70,6 +71,8 @@ def make(
             f"method.threshold_mode is {threshold_mode!r}; expected 'float64' or"
             " 'exact'."
         )
+    if threshold_mode == "exact":
+        exact_limit(position_threshold)  # refused here, not in the first step
     positives, attributes = modes[threshold_mode]
     return two_views(
         model=model,

@@ -181,19 +181,21 @@ class _Record:
         steps = range(self._settled, self._settled + len(self._pending))
         rates = [self._schedule(step) for step in steps]
         values, rates = jax.device_get((self._pending, rates))
-        rows = {}
+        rows, fault = {}, None
         for step, value, rate in zip(steps, values, rates, strict=True):
             row = {name: float(x) for name, x in value.items()}
             if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
-                raise self.fault(
-                    step, f"loss {row['loss']:g}, gradient norm {row['grad_norm']:g} at"
-                )
+                numbers = f"loss {row['loss']:g}, gradient norm {row['grad_norm']:g}"
+                fault = (step, f"{numbers} at")
+                break
             rows[step + 1] = row | {"learning_rate": float(rate)}
         self._pending.clear()
         self._settled = steps.stop
         self._since_log.extend(rows.values())
         if rows:
             self._writer.append("metrics", rows)
+        if fault:  # after the rows, which show how it came
+            raise self.fault(*fault)
 
     def means(self) -> dict[str, float]:
         """Means of the metrics since the last call, and the last learning rate."""
@@ -205,11 +207,11 @@ class _Record:
         return means
 
     def fault(self, step: int, what: str) -> UserError:
-        """The error to raise when `what` happened at `step`."""
+        """The error to raise when `what` happened at `step`, which counts from 0."""
         self._checkpoints.wait()
         good = self._checkpoints.latest_step()
         return UserError(
-            f"{self._stage}: {what} step {step}; cases {self._name_cases(step)};"
+            f"{self._stage}: {what} step {step + 1}; cases {self._name_cases(step)};"
             f" last good checkpoint: {'none' if good is None else f'step {good}'};"
             " look at these cases, or lower"
             f" config.{self._stage}.optimizer.peak_lr in a new --workdir."

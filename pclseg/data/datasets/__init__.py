@@ -32,7 +32,8 @@ def make(name: str, /, **kwargs: object) -> Dataset:
             options = [k for k in known if k != "raw_dir"]
             raise UserError(
                 f"dataset {name!r} has no option config.data.options.{option};"
-                f" its options are: {', '.join(options)}.{nearest(option, options)}"
+                f" its options are: {', '.join(options) or 'none'}."
+                f"{nearest(option, options)}"
             )
     return checked_call(build, f"config.data.options of {name!r}", **kwargs)
 
