@@ -69,7 +69,7 @@ def open_volume(path: Path) -> nib.Nifti1Image | nib.Nifti2Image:
         raise UserError("the file does not exist; add it or take the case out.")
     try:
         source = open_nifti(path)
-        with ImageOpener(path) as file:  # unmended: nibabel turns a size of 0 into 1
+        with ImageOpener(str(path)) as file:  # unmended: nibabel turns a size of 0 into 1
             header = type(source).header_class.from_fileobj(file, check=False)
     except READ_ERRORS as error:
         raise _unreadable(error) from error
