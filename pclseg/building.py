@@ -203,6 +203,12 @@ def _check_fits(
             f"method {what!r} embeds whole slices, but model {stage.model.name!r}"
             " segments; use model.name='unet2d_contrast'."
         )
+    if classes and num_classes < 2:
+        raise UserError(
+            f"method {what!r} learns from labels, but the dataset has none; name the"
+            " label files in config.data.options, or pre-train alone:"
+            " --config.stages=\"('pretrain',)\"."
+        )
     if classes and classes != num_classes:
         raise UserError(
             f"model.num_classes is {classes}, but the dataset has {num_classes}"

@@ -205,3 +205,14 @@ def test_weights_that_saw_held_out_patients_are_refused(place, outline, tmp_path
         building.outline(config_for(place, "scratch", source))
     allowed = config_for(place, "scratch", source, "--config.data.transductive=True")
     assert list(building.outline(allowed).stages) == ["finetune"]
+
+
+def test_without_labels_only_pretraining_is_possible(tmp_path):
+    nifti_tree(tmp_path / "data", labelled=0)
+    no_labels = "--config.data.options.labels="
+    with pytest.raises(UserError, match="the dataset has none; .* pre-train alone"):
+        building.outline(config_for(tmp_path, "pcl", no_labels))
+    alone = "--config.stages=('pretrain',)"
+    outline = building.outline(config_for(tmp_path, "pcl", no_labels, alone))
+    assert list(outline.stages) == ["pretrain"]
+    assert outline.stages["pretrain"].plan.num_volumes == len(outline.infos)

@@ -88,6 +88,9 @@ def draw_embeddings(run: Run, out: Path) -> None:
     for name, stage in run.stages.items():
         if stage.method.embed is None:
             continue
+        if not run.rows(run.scored_subset()):
+            log.info("%s: no patient is held out; no embedding is drawn", run.workdir)
+            continue
         found = diagnostics.embed_held_out(run, stage)
         both = {"before": found.before, "after": found.after}
         about = (found.position, found.patient)
