@@ -7,6 +7,7 @@
 #
 # FOLDS="0 1", LABELLED="2 6", ARMS="scratch simclr gcl pcl" and PYTHON may be set. An arm
 # pre-trains once a fold, in the run of its first LABELLED; the others start from there.
+# Several may run at once, of different folds; the last call then names them all.
 
 set -euo pipefail
 if [ $# -lt 3 ]; then
@@ -53,5 +54,8 @@ for fold in "${folds[@]}"; do
 done
 "$python" -m pclseg.cli.table --baseline=scratch --markdown "${all[@]}" \
     >"$out/$dataset.md"
-"$python" -m pclseg.cli.figures "${all[@]}" --out="$out/${dataset}_figures"
+for number in "${labelled[@]}"; do # curves of one label count in one picture
+    "$python" -m pclseg.cli.figures "$out/${dataset}"_*_m"${number}"_f* \
+        --out="$out/${dataset}_figures/m$number"
+done
 echo "$out/$dataset.md"
