@@ -10,6 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from pclseg import diagnostics, rundir
 from pclseg.errors import UserError
 from pclseg.evaluation.embeddings import principal_components, similarity_curve
@@ -18,6 +20,7 @@ from pclseg.reports import figures
 from pclseg.runner import Run, finished_run
 
 log = logging.getLogger("pclseg.figures")  # also when run as __main__
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # of embeddings.similarity_curve
 BINS = 10
 
 
@@ -37,9 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_names(args.runs)
         runs = [finished_run(workdir) for workdir in args.runs]
         draw_curves(runs, args.out)
+        learned: dict[str, Curve] = {}
         for run in runs:
             draw_cases(run, args.out)
-            draw_embeddings(run, args.out)
+            learned |= draw_embeddings(run, args.out)
+        if len(learned) > 1:
+            figures.similarity_against_distance(args.out / "similarity.png", learned)
+            log.info("%s", args.out / "similarity.png")
     except UserError as error:
         log.error("%s", error)
         return 1
@@ -83,8 +90,13 @@ def draw_cases(run: Run, out: Path) -> None:
         log.info("%s", path)
 
 
-def draw_embeddings(run: Run, out: Path) -> None:
-    """Of every stage that embeds: similarity against distance, map, and measures."""
+def draw_embeddings(run: Run, out: Path) -> dict[str, Curve]:
+    """Of every stage that embeds: similarity against distance, map, and measures.
+
+    Returns:
+        {run and stage: similarity against distance after the training}.
+    """
+    learned = {}
     for name, stage in run.stages.items():
         if stage.method.embed is None:
             continue
@@ -100,6 +112,7 @@ def draw_embeddings(run: Run, out: Path) -> None:
             for when, z in both.items()
         }
         figures.similarity_against_distance(out / f"{stem}_similarity.png", curves)
+        learned[stem] = curves[f"after {name}"]
         maps = {
             f"{when} {name}": principal_components(z, 2) for when, z in both.items()
         }
@@ -107,6 +120,7 @@ def draw_embeddings(run: Run, out: Path) -> None:
         numbers = {when: diagnostics.measures(z, found) for when, z in both.items()}
         write_json(out / f"{stem}_measures.json", numbers)
         log.info("%s: %s", out / stem, numbers)
+    return learned
 
 
 if __name__ == "__main__":

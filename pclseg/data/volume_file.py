@@ -69,7 +69,8 @@ def open_volume(path: Path) -> nib.Nifti1Image | nib.Nifti2Image:
         raise UserError("the file does not exist; add it or take the case out.")
     try:
         source = open_nifti(path)
-        with ImageOpener(str(path)) as file:  # unmended: nibabel turns a size of 0 into 1
+        # As it stands in the file: nibabel mends it, and turns a size of 0 into 1.
+        with ImageOpener(str(path)) as file:
             header = type(source).header_class.from_fileobj(file, check=False)
     except READ_ERRORS as error:
         raise _unreadable(error) from error
