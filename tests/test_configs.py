@@ -30,7 +30,7 @@ def trees(tmp_path_factory):
 
 @pytest.fixture
 def dry_run(trees, capsys, finished):
-    """(name, *more, arg) -> (text of each stage, first two lines) of a dry run."""
+    """(name, *more, arg) -> (text of each stage, first three lines) of a dry run."""
 
     def run(name, *more, arg=""):
         if (name, more, arg) not in finished:
@@ -63,11 +63,11 @@ def _dry_run(capsys, trees, name, more, arg):
     lines = text.splitlines()
     assert lines[-1] == "dry run: nothing was written."
     stages = {}
-    for line in lines[2:-1]:
+    for line in lines[3:-1]:
         if not line.startswith(" "):
             stages[line.partition(":")[0]] = []
         list(stages.values())[-1].append(line)
-    return {stage: "\n".join(found) for stage, found in stages.items()}, lines[:2]
+    return {stage: "\n".join(found) for stage, found in stages.items()}, lines[:3]
 
 
 SIZES = {"acdc": ("size=paper", "size=cpu"), "nifti": ("size=gpu", "size=cpu")}
@@ -127,15 +127,15 @@ def test_networks_for_own_volumes_have_the_authors_width_for_ct(dry_run, trees):
     assert count(stages["pretrain"]) == PRETRAIN[32]
     assert count(stages["finetune"]) == FINETUNE[32]
     assert "12 volumes, 12 labelled" in lines[0]
-    assert "4 training patients, 2 of them labelled" in lines[1]
+    assert "4 training patients, 2 of them labelled" in lines[2]
 
 
 def test_frames_of_a_series_take_the_place_of_the_labelled_two(dry_run):
     stages, lines = dry_run("pcl_acdc", arg="size=cpu")
     # 12 patients, two frames each; patient002 has three more in its 4-D file
     assert "27 volumes, 24 labelled" in lines[0]
-    assert "9 training patients, 2 of them labelled" in lines[1]
-    assert "3 validation" in lines[1]
+    assert "9 training patients, 2 of them labelled" in lines[2]
+    assert "3 validation" in lines[2]
     # 9 x 2 frames, or, with patient002 among them, 8 x 2 + 3
     assert re.search(r"(162 slices of 18|171 slices of 19) volumes", stages["pretrain"])
     assert "36 slices of 4 volumes" in stages["finetune"]
