@@ -55,7 +55,10 @@ done
 "$python" -m pclseg.cli.table --baseline=scratch --markdown "${all[@]}" \
     >"$out/$dataset.md"
 for number in "${labelled[@]}"; do # curves of one label count in one picture
-    "$python" -m pclseg.cli.figures "$out/${dataset}"_*_m"${number}"_f* \
-        --out="$out/${dataset}_figures/m$number"
+    runs=()
+    for run in "${all[@]}"; do
+        if [[ $run == *_m"${number}"_f* ]]; then runs+=("$run"); fi
+    done
+    "$python" -m pclseg.cli.figures "${runs[@]}" --out="$out/${dataset}_figures/m$number"
 done
 echo "$out/$dataset.md"
