@@ -31,13 +31,13 @@ SIZES = {
         spacing=(2.5, 2.5),
         crop_size=(96, 96),
         width=8,
-        batch_size=16,
-        peak_lr=0.03,  # as on hippocampus, where 0.1 without warm-up collapses
-        warmup_steps=50,
+        batch_size=32,  # with 16, PCL hardly leaves its first plateau
+        peak_lr=0.1,
+        warmup_steps=100,
         few_lr=3e-3,  # of 1e-3, 3e-3 and 1e-2 the best for scratch on fold 0
         more_lr=3e-3,  # not tuned
-        pretrain=dict(epochs=0, steps=800, log_every=20, checkpoint_every=100, keep=2),
-        finetune=dict(epochs=0, steps=1000, log_every=50, checkpoint_every=100, keep=2),
+        pretrain=dict(epochs=0, steps=600, log_every=20, checkpoint_every=100, keep=2),
+        finetune=dict(epochs=0, steps=1500, log_every=50, checkpoint_every=100, keep=2),
         every_epochs=50,
     ),
 }

@@ -144,6 +144,7 @@ def warn_of_collapse(metrics: Mapping[str, float]) -> str | None:
     if metrics["collapse_gap"] > 1e-3:
         return None
     return (
-        "the loss is that of a collapsed embedding (all similarities equal): try"
-        " optimizer.warmup_steps, a lower optimizer.peak_lr or a larger batch."
+        "the loss is that of a collapsed embedding (all similarities equal); if it"
+        " stays so, try a larger batch, optimizer.warmup_steps or a lower"
+        " optimizer.peak_lr."
     )
