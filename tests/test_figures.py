@@ -64,6 +64,26 @@ def test_curves_are_the_mean_and_range_at_common_steps(tmp_path, drawn):
 
 
 @pytest.mark.parametrize(
+    ("losses", "scale"),
+    [((1.0, 0.05), "log"), ((6.0, 5.0), "linear"), ((1.0, 0.0), "linear")],
+)
+def test_a_loss_that_falls_tenfold_is_drawn_on_a_log_axis(
+    tmp_path, drawn, losses, scale
+):
+    text = "step,loss,rate\n" + "".join(
+        f"{step},{loss},{loss}\n" for step, loss in enumerate(losses)
+    )
+    figures.training_curves(
+        tmp_path / "curves.png",
+        {"pcl": [_csv(tmp_path / "a.csv", text)]},
+        columns={"loss": "loss", "rate": "rate"},
+        log_scale=("loss",),
+    )
+    loss, rate = drawn[0].axes
+    assert (loss.get_yscale(), rate.get_yscale()) == (scale, "linear")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("step,lr\n1,0.1\n", "no file of pcl .* 'loss'; the columns are: lr, step"),

@@ -1,5 +1,6 @@
 """Whole runs that are interrupted, against one that is not."""
 
+import json
 import random
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny import ROOT, main_env, run_main, tiny_args
 
+from pclseg.cli import figures
 from pclseg.train.metrics import read_rows
 
 pytestmark = pytest.mark.slow
@@ -90,6 +92,23 @@ def test_a_run_leaves_what_it_promises(whole):
     ]
     assert validated == ["6", "12", "18", "24"]
     assert len({row["loss"] for row in metrics}) == STEPS
+
+
+def test_a_finished_run_is_drawn(whole, tmp_path, capsys):
+    assert figures.main([str(whole), f"--out={tmp_path}"]) == 0, capsys.readouterr()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "pretrain_metrics.png",
+        "finetune_metrics.png",
+        "finetune_validation.png",
+        "whole_cases.png",
+        "whole_pretrain_similarity.png",
+        "whole_pretrain_map.png",
+        "whole_pretrain_measures.json",
+    }
+    measures = json.loads((tmp_path / "whole_pretrain_measures.json").read_text())
+    assert set(measures) == {"before", "after"}
+    assert measures["before"] != measures["after"]
 
 
 def test_a_run_killed_at_random_in_both_stages_is_identical(folder, env, whole):

@@ -33,3 +33,13 @@ def test_mistake_is_one_line_and_exit_1(tmp_path, capsys):
     assert table.main([str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line_and_exit_130(runs, capsys, monkeypatch):
+    def interrupt(workdir):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tables, "read_run", interrupt)
+    assert table.main(runs) == 130
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: interrupted") and err.count("\n") == 1

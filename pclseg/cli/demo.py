@@ -24,7 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, (title, command) in enumerate(steps(out), start=1):
         print(f"\n[{number}/{len(steps(out))}] {title}", flush=True)
         print(f"    python -m {' '.join(command)}", flush=True)
-        status = subprocess.call([sys.executable, "-m", *command])
+        try:
+            status = subprocess.call([sys.executable, "-m", *command])
+        except KeyboardInterrupt:  # the step got it too, and has said so
+            status = 130
         if status:
             print(f"this step failed with exit code {status}; mend it and repeat it.")
             return status

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pclseg import diagnostics, rundir
+from pclseg import diagnostics
+from pclseg.cli import exit_status
 from pclseg.errors import UserError
 from pclseg.evaluation.embeddings import principal_components, similarity_curve
 from pclseg.files import write_json
@@ -35,22 +36,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, required=True, help="folder for PNG files")
     args = parser.parse_args(argv)
-    rundir.log_to(None)
-    try:
-        _check_names(args.runs)
-        runs = [finished_run(workdir) for workdir in args.runs]
-        draw_curves(runs, args.out)
-        learned: dict[str, Curve] = {}
-        for run in runs:
-            draw_cases(run, args.out)
-            learned |= draw_embeddings(run, args.out)
-        if len(learned) > 1:
-            figures.similarity_against_distance(args.out / "similarity.png", learned)
-            log.info("%s", args.out / "similarity.png")
-    except UserError as error:
-        log.error("%s", error)
-        return 1
-    return 0
+    return exit_status(lambda: draw(args.runs, args.out))
+
+
+def draw(workdirs: Sequence[Path], out: Path) -> None:
+    """All figures of the runs.
+
+    Raises:
+        UserError: a run is not finished, or two have the same name.
+    """
+    _check_names(workdirs)
+    runs = [finished_run(workdir) for workdir in workdirs]
+    draw_curves(runs, out)
+    learned: dict[str, Curve] = {}
+    for run in runs:
+        draw_cases(run, out)
+        learned |= draw_embeddings(run, out)
+    if len(learned) > 1:
+        figures.similarity_against_distance(out / "similarity.png", learned)
+        log.info("%s", out / "similarity.png")
 
 
 def _check_names(workdirs: Sequence[Path]) -> None:
@@ -77,7 +81,7 @@ def draw_curves(runs: Sequence[Run], out: Path) -> None:
                 sources[stage].setdefault(run.config.arm, []).extend(paths)
         for stage, arms in sources.items():
             path = out / f"{stage}_{Path(name).stem}.png"
-            figures.training_curves(path, arms, columns=columns)
+            figures.training_curves(path, arms, columns=columns, log_scale=("loss",))
             log.info("%s", path)
 
 

@@ -5,17 +5,14 @@ python -m pclseg.cli.predict --run=runs/mine --images='new/*.nii.gz' --out=predi
 
 import argparse
 import glob
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pclseg import rundir
+from pclseg.cli import exit_status
 from pclseg.data.datasets.base import is_nifti, natural_key, nifti_files
 from pclseg.errors import UserError
 from pclseg.trained import load_segmenter, predict_files
-
-log = logging.getLogger("pclseg.predict")  # also when run as __main__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--overwrite", action="store_true", help="replace files that are in --out"
     )
     args = parser.parse_args(argv)
-    rundir.log_to(None)
-    try:
+
+    def predict() -> None:
         if args.batch_size < 1:
             raise UserError(f"--batch_size is {args.batch_size}; expected 1 or more.")
         if args.out.exists() and not args.out.is_dir():
@@ -48,10 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = [path for pattern in args.images for path in _found(pattern)]
         segmenter = load_segmenter(args.run, batch_size=args.batch_size)
         predict_files(segmenter, paths, args.out, overwrite=args.overwrite)
-    except UserError as error:
-        log.error("%s", error)
-        return 1
-    return 0
+
+    return exit_status(predict)
 
 
 def _found(pattern: str) -> list[Path]:

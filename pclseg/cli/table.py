@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pclseg.errors import UserError
+from pclseg.cli import exit_status
 from pclseg.reports import tables
 
 
@@ -23,15 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--markdown", action="store_true", help="GitHub markdown instead of plain text"
     )
     args = parser.parse_args(argv)
-    try:
+
+    def show() -> None:
         runs = [tables.read_run(workdir) for workdir in args.runs]
         comparison = tables.compare(runs, baseline=args.baseline)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    render = tables.as_markdown if args.markdown else tables.as_text
-    print(render(comparison), end="")
-    return 0
+        render = tables.as_markdown if args.markdown else tables.as_text
+        print(render(comparison), end="")
+
+    return exit_status(show)
 
 
 if __name__ == "__main__":

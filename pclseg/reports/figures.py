@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ def training_curves(
     sources: Mapping[str, Sequence[str | Path]],
     *,
     columns: Mapping[str, str],
+    log_scale: Collection[str] = (),
 ) -> None:
     """One panel per column over the optimizer step, one line per arm.
 
@@ -63,6 +64,7 @@ def training_curves(
         path: PNG to write.
         sources: {arm: CSV files with a column "step"}; empty cells are passed over.
         columns: {column: axis label with unit}. An arm without the column has no line.
+        log_scale: columns whose axis is logarithmic where they span more than tenfold.
 
     Raises:
         UserError: a file cannot be read, or no file has one of the columns.
@@ -94,6 +96,9 @@ def training_curves(
                 f" the columns are: {', '.join(known)}."
             )
         axes.set(xlabel="optimizer step", ylabel=axis_label)
+        low, high = axes.dataLim.intervaly
+        if column in log_scale and 0 < 10 * low < high:
+            axes.set_yscale("log")
         _plain(axes)
         axes.legend(frameon=False)
     _save(figure, path)
