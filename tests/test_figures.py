@@ -63,6 +63,16 @@ def test_curves_are_the_mean_and_range_at_common_steps(tmp_path, drawn):
     assert _is_png(path)
 
 
+def test_runs_with_other_epochs_are_interpolated(tmp_path, drawn):
+    a = _csv(tmp_path / "a.csv", "step,dice\n4,0.0\n8,0.4\n12,0.6\n")
+    b = _csv(tmp_path / "b.csv", "step,dice\n6,0.2\n12,0.8\n")
+    figures.training_curves(
+        tmp_path / "curves.png", {"pcl": [a, b]}, columns={"dice": "Dice"}
+    )
+    (line,) = drawn[0].axes[0].get_lines()
+    np.testing.assert_allclose(line.get_xydata(), [[6, 0.2], [8, 0.4], [12, 0.7]])
+
+
 @pytest.mark.parametrize(
     ("losses", "scale"),
     [((1.0, 0.05), "log"), ((6.0, 5.0), "linear"), ((1.0, 0.0), "linear")],

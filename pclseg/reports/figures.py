@@ -57,8 +57,9 @@ def training_curves(
 ) -> None:
     """One panel per column over the optimizer step, one line per arm.
 
-    Several files of an arm (folds, seeds) make the line of their mean over the steps
-    that all of them have, in a band from the least to the greatest.
+    Several files of an arm (folds, seeds) make the line of their mean, in a band from
+    the least to the greatest, over the stretch of steps that all of them have. Where
+    one lacks a step of another, since their epochs differ, it is interpolated.
 
     Args:
         path: PNG to write.
@@ -76,10 +77,12 @@ def training_curves(
         drawn = False
         for number, (arm, runs) in enumerate(tables.items()):
             series = [s for s in (_series(rows, column) for rows in runs) if s]
-            steps = sorted(set.intersection(*map(set, series))) if series else []
+            steps = _shared_steps(series)
             if not steps:
                 continue
-            values = np.array([[s[step] for step in steps] for s in series])
+            values = np.array(
+                [np.interp(steps, list(s), list(s.values())) for s in series]
+            )
             style = _line_style(number) | {"marker": "." if len(steps) < 30 else None}
             name = arm if len(values) == 1 else f"{arm} (mean, range of {len(values)})"
             axes.plot(steps, values.mean(axis=0), label=name, **style)
@@ -233,7 +236,17 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _series(rows: Sequence[Mapping[str, str]], column: str) -> dict[int, float]:
-    return {int(row["step"]): float(row[column]) for row in rows if row.get(column)}
+    """{step: value} in the order of the steps."""
+    found = {int(row["step"]): float(row[column]) for row in rows if row.get(column)}
+    return dict(sorted(found.items()))
+
+
+def _shared_steps(series: Sequence[Mapping[int, float]]) -> list[int]:
+    """All steps in the stretch that every series spans."""
+    if not series:
+        return []
+    first, last = max(min(s) for s in series), min(max(s) for s in series)
+    return sorted({step for s in series for step in s if first <= step <= last})
 
 
 def _slices_to_show(case: Overlay, count: int) -> list[int]:
