@@ -5,8 +5,8 @@ python -m pclseg.main --config=configs/pcl_acdc.py --config.data.raw_dir=DIR \
 python -m pclseg.main --config=configs/pcl_acdc.py:size=cpu,fold=1,labelled=6 ...
 
 Sizes: `paper`, the authors' (352 x 352, width 48, 300 + 100 epochs); `cpu`, for two
-cores. Fine-tuning learning rate: 1e-3 for 2 labelled patients, 5e-4 for more, the same
-for every initialisation; the authors published none that works (docs/results.md).
+cores. Fine-tuning learning rate at paper size: 1e-3 for 2 labelled patients, 5e-4 for
+more, the same for every initialisation; the authors published none that works.
 """
 
 import ml_collections
@@ -31,7 +31,7 @@ SIZES = {
         spacing=(2.5, 2.5),
         crop_size=(96, 96),
         width=8,
-        batch_size=32,  # with 16, PCL hardly leaves its first plateau
+        batch_size=32,  # with 16 at 0.03 PCL left its first plateau late or never
         peak_lr=0.1,
         warmup_steps=100,
         few_lr=3e-3,  # of 1e-3, 3e-3 and 1e-2 the best for scratch on fold 0

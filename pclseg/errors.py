@@ -7,3 +7,7 @@ class UserError(Exception):
     The message says what is wrong, in which file or config key, what was expected
     and what to do next.
     """
+
+    def __str__(self) -> str:
+        """The message on one line, also where a library's message had several."""
+        return " ".join(super().__str__().splitlines())

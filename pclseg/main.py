@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             run(arguments)
     except UserError as error:
-        log.error("%s", " ".join(str(error).splitlines()))
+        log.error("%s", error)
         return 1
     except Stopped as stopped:
         about = f" {stopped}." if str(stopped) else ""

@@ -24,15 +24,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, (title, command) in enumerate(steps(out), start=1):
         print(f"\n[{number}/{len(steps(out))}] {title}", flush=True)
         print(f"    python -m {' '.join(command)}", flush=True)
-        try:
-            status = subprocess.call([sys.executable, "-m", *command])
-        except KeyboardInterrupt:  # the step got it too, and has said so
-            status = 130
+        status, interrupted = finish(subprocess.Popen([sys.executable, "-m", *command]))
+        if interrupted:
+            print("interrupted; the same command goes on from there.")
+            return 130
         if status:
             print(f"this step failed with exit code {status}; mend it and repeat it.")
             return status
     print(closing_words(out, time.monotonic() - start))
     return 0
+
+
+def finish(step: subprocess.Popen[bytes]) -> tuple[int, bool]:
+    """Waits for a step: its exit status, and whether Ctrl-C came.
+
+    A terminal sends Ctrl-C to the step too, which then saves; a second one ends that.
+    """
+    interrupted = False
+    while True:
+        try:
+            return step.wait(), interrupted
+        except KeyboardInterrupt:
+            interrupted = True
 
 
 def steps(out: Path) -> list[tuple[str, list[str]]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pclseg import diagnostics
-from pclseg.cli import exit_status
+from pclseg.cli.status import exit_status
 from pclseg.errors import UserError
 from pclseg.evaluation.embeddings import principal_components, similarity_curve
 from pclseg.files import write_json

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pclseg.cli import exit_status
+from pclseg.cli.status import exit_status
 from pclseg.data.datasets.base import is_nifti, natural_key, nifti_files
 from pclseg.errors import UserError
 from pclseg.trained import load_segmenter, predict_files

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pclseg.cli import exit_status
+from pclseg.cli.status import exit_status
 from pclseg.reports import tables
 
 

@@ -59,7 +59,8 @@ def training_curves(
 
     Several files of an arm (folds, seeds) make the line of their mean, in a band from
     the least to the greatest, over the stretch of steps that all of them have. Where
-    one lacks a step of another, since their epochs differ, it is interpolated.
+    one lacks a step of another, since their epochs differ, it is interpolated; dots
+    mark few steps that all have.
 
     Args:
         path: PNG to write.
@@ -83,7 +84,8 @@ def training_curves(
             values = np.array(
                 [np.interp(steps, list(s), list(s.values())) for s in series]
             )
-            style = _line_style(number) | {"marker": "." if len(steps) < 30 else None}
+            few = len(steps) < 30 and all(step in s for s in series for step in steps)
+            style = _line_style(number) | {"marker": "." if few else None}
             name = arm if len(values) == 1 else f"{arm} (mean, range of {len(values)})"
             axes.plot(steps, values.mean(axis=0), label=name, **style)
             if len(values) > 1:
