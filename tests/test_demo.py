@@ -16,14 +16,17 @@ def test_ctrl_c_leaves_the_step_time_to_save(tmp_path):
         stop = []
         signal.signal(signal.SIGINT, lambda *_: stop.append(1))
         print("ready", flush=True)
-        while not stop:
+        until = time.monotonic() + 60
+        while not stop and time.monotonic() < until:
             time.sleep(0.01)
         time.sleep(1)
-        pathlib.Path({str(saved)!r}).touch()
+        if stop:
+            pathlib.Path({str(saved)!r}).touch()
     """)
     program = textwrap.dedent("""
-        import sys
+        import signal, sys
         from pclseg.cli import demo
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # maybe ignored so far
         demo.steps = lambda out: [("a step", ["step"]), ("the next", ["step"])]
         sys.exit(demo.main([]))
     """)
@@ -37,11 +40,13 @@ def test_ctrl_c_leaves_the_step_time_to_save(tmp_path):
         env={**os.environ, "PYTHONPATH": path},
     )
     shown = ""
-    while "ready" not in shown:
-        shown += running.stdout.readline()
+    for line in running.stdout:
+        shown += line
+        if "ready" in line:
+            break
     os.killpg(running.pid, signal.SIGINT)
     shown += running.stdout.read()
-    assert running.wait() == 130
+    assert running.wait(timeout=60) == 130
     assert saved.exists()
     assert "interrupted" in shown and "the next" not in shown
 
