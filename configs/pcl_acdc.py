@@ -82,6 +82,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             draw_seed=1234,
             fold=given.fold,
             labelled=given.labelled,
+            holdout=0,
         ),
         transductive=False,
         pipeline="tf",
@@ -93,7 +94,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             crop_size=size["crop_size"],
             random_crop=True,
             batch_size=size["batch_size"],
+            sampling="slices",
             last_batch="drop",
+            unlabelled_batch_size=0,
         ),
         method=dict(
             name="pcl",
@@ -128,7 +131,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             crop_size=size["crop_size"],
             random_crop=True,
             batch_size=10,
+            sampling="slices",
             last_batch="fill",
+            unlabelled_batch_size=0,
         ),
         method=dict(name="supervised"),
         model=dict(

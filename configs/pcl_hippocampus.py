@@ -49,6 +49,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             draw_seed=1234,
             fold=given.fold,
             labelled=given.labelled,
+            holdout=0,
         ),
         transductive=False,
         pipeline="tf",
@@ -60,7 +61,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             crop_size=(48, 48),
             random_crop=True,
             batch_size=32,
+            sampling="slices",
             last_batch="drop",
+            unlabelled_batch_size=0,
         ),
         method=dict(
             name="pcl",
@@ -95,7 +98,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             crop_size=(48, 48),
             random_crop=True,
             batch_size=10,
+            sampling="slices",
             last_batch="fill",
+            unlabelled_batch_size=0,
         ),
         method=dict(name="supervised"),
         model=dict(

@@ -117,6 +117,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             draw_seed=1234,
             fold=given.fold,
             labelled=given.labelled,
+            holdout=0,
         ),
         transductive=False,  # True lets pre-training see images it is tested on
         pipeline="tf",  # "numpy" needs no TensorFlow and gives the same batches
@@ -128,7 +129,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             crop_size=(crop, crop),
             random_crop=True,
             batch_size=size["batch_size"],
+            sampling="slices",
             last_batch="drop",
+            unlabelled_batch_size=0,
         ),
         method=dict(
             name="pcl",
@@ -165,7 +168,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             crop_size=(crop, crop),
             random_crop=True,
             batch_size=10,
+            sampling="slices",
             last_batch="fill",
+            unlabelled_batch_size=0,
         ),
         method=dict(name="supervised"),
         model=dict(

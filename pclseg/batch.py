@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+UNLABELLED = "unlabelled_"  # before keys of the second stream, as unlabelled_image
 # key: (dtype, number of axes, meaning). B is the number of slices of the step.
 KEYS: dict[str, tuple[str, int, str]] = {
     "image": ("float32", 4, "[B, H, W, 1] normalised intensities"),
@@ -17,13 +18,15 @@ KEYS: dict[str, tuple[str, int, str]] = {
         "[B, 3] float64 (index + 1) / count as words of weight 2^-31, 2^-63, 2^-95",
     ),
     "partition": ("int32", 1, "[B] height class 1..4 of the slice"),
+    "slice": ("int32", 1, "[B] number of the slice among those of the stage"),
+    "num_slices": ("int32", 1, "[B] how many slices the stage has"),
 }
 
 
 def check_batch(batch: Mapping[str, np.ndarray], keys: Iterable[str]) -> None:
     """Raises ValueError unless `batch` holds `keys` with the dtypes and ranks above."""
     for key in sorted(keys):
-        dtype, rank, meaning = KEYS[key]
+        dtype, rank, meaning = KEYS[key.removeprefix(UNLABELLED)]
         if key not in batch:
             raise ValueError(f"the batch lacks {key!r}: {meaning}.")
         value = batch[key]

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from pclseg import augment, cohort, methods, models, parallel
-from pclseg.batch import KEYS
+from pclseg.batch import KEYS, UNLABELLED
 from pclseg.config import settings
 from pclseg.data import check_pipeline, slices, splits
 from pclseg.data.datasets.base import Dataset
@@ -29,6 +29,8 @@ from pclseg.train.checkpoint import load_weights
 from pclseg.train.step import init_state
 from pclseg.train.transfer import transfer
 
+_UNLABELLED_FROM = "train"  # subset of the stream without labels
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -41,6 +43,7 @@ class Stage:
         tx: the optimiser.
         schedule: step -> learning rate.
         plan: which slices each step takes.
+        unlabelled: the same for the stream without labels, or None.
         num_steps: of the whole stage.
         key: its random key.
         axis_name: of the pmapped step.
@@ -52,23 +55,39 @@ class Stage:
     tx: optax.GradientTransformation
     schedule: Callable[[int], Any]
     plan: Plan
+    unlabelled: Plan | None
     num_steps: int
     key: jax.Array
     axis_name: str | None
 
-    def example(self, num_rows: int) -> Batch:
-        """A batch of zeros with `num_rows` slices, for shapes."""
-        height, width = self.config.data.crop_size
+    def subsets(self) -> tuple[str, ...]:
+        """The parts of the split whose images this stage sees."""
+        return (
+            self.config.data.subset,
+            *([_UNLABELLED_FROM] if self.unlabelled else []),
+        )
+
+    def example(self, num_rows: int | None = None) -> Batch:
+        """A batch for shapes: zeros, but `num_slices` as it is.
+
+        Args:
+            num_rows: of every stream; None for the batch sizes of the config.
+        """
+        height, width = self.plan.crop_size
         shapes = {
             "image": (height, width, 1),
             "label": (height, width),
             "position_bits": (3,),
         }
-        zeros: Any = {
-            key: np.zeros((num_rows, *shapes.get(key, ())), KEYS[key][0])
-            for key in self.method.batch_keys
-        }
-        return zeros
+        batch: Any = {}
+        for key in self.method.batch_keys:
+            own = key.removeprefix(UNLABELLED)
+            plan = self.plan if own == key else self.unlabelled
+            rows = num_rows or (plan or self.plan).batch_size
+            batch[key] = np.zeros((rows, *shapes.get(own, ())), KEYS[own][0])
+        if "num_slices" in batch:
+            batch["num_slices"] += self.plan.num_slices
+        return batch
 
     def init(self) -> TrainState:
         """The state before the first step, from the stage's own key."""
@@ -150,18 +169,34 @@ def build_stage(
     method = build_method(stage)
     _check_fits(stage, method, num_classes)
     number = zlib.crc32(name.encode())  # the same stage draws the same in every arm
-    rows = cohort.rows_of(
-        infos, split, stage.data.subset, transductive=config.data.transductive
-    )
-    plan = Plan(
-        table=slices.slice_table(infos, rows),
+
+    def plan_of(subset: str, **choices: Any) -> Plan:
+        transductive = config.data.transductive
+        rows = cohort.rows_of(infos, split, subset, transductive=transductive)
+        return Plan(
+            table=slices.slice_table(infos, rows),
+            crop_size=tuple(stage.data.crop_size),
+            random_crop=stage.data.random_crop,
+            shuffle=True,
+            **choices,
+        )
+
+    plan = plan_of(
+        stage.data.subset,
         seed=config.seed + number,
         batch_size=stage.data.batch_size,
-        crop_size=tuple(stage.data.crop_size),
-        random_crop=stage.data.random_crop,
-        shuffle=True,
+        sampling=stage.data.sampling,
         last_batch=stage.data.last_batch,
     )
+    unlabelled = None
+    if stage.data.unlabelled_batch_size:
+        unlabelled = plan_of(
+            _UNLABELLED_FROM,
+            seed=config.seed + zlib.crc32(f"{name}, unlabelled".encode()),
+            batch_size=stage.data.unlabelled_batch_size,
+            sampling="slices",
+            last_batch="fill",
+        )
     num_steps = stage.train.steps or stage.train.epochs * plan.steps_per_epoch
     tx, schedule = checked_call(
         optimizer.make,
@@ -176,6 +211,7 @@ def build_stage(
         tx=tx,
         schedule=schedule,
         plan=plan,
+        unlabelled=unlabelled,
         num_steps=num_steps,
         key=jax.random.fold_in(jax.random.key(config.seed), number),
         axis_name=parallel.AXIS,
@@ -213,6 +249,17 @@ def _check_fits(
         raise UserError(
             f"model.num_classes is {classes}, but the dataset has {num_classes}"
             f" classes, background included; set model.num_classes={num_classes}."
+        )
+    unlabelled = stage.data.unlabelled_batch_size
+    if unlabelled and "unlabelled_image" not in method.batch_keys:
+        raise UserError(
+            f"data.unlabelled_batch_size is {unlabelled}, but method {what!r} takes no"
+            " stream of unlabelled slices; set it to 0."
+        )
+    if not unlabelled and "unlabelled_image" in method.batch_keys:
+        raise UserError(
+            f"data.unlabelled_batch_size is 0, but method {what!r} takes a stream of"
+            " unlabelled slices; set it to 10, say."
         )
     if "label" in method.batch_keys and subset != "labelled":
         raise UserError(

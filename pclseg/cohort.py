@@ -123,6 +123,18 @@ def rows_of(
     ]
 
 
+def select_split(
+    all_splits: dict[str, Any], data: ml_collections.ConfigDict
+) -> splits.Split:
+    """The split that `config.data.split` names.
+
+    Raises:
+        UserError: a fold or a number of patients that is not there.
+    """
+    chosen = {key: data.split[key] for key in ("fold", "labelled", "holdout")}
+    return splits.select(all_splits, **chosen)
+
+
 def plan_data(
     data: ml_collections.ConfigDict,
 ) -> tuple[Dataset, tuple[CaseInfo, ...], splits.Split, dict[str, Any]]:
@@ -136,7 +148,4 @@ def plan_data(
         dataset, slice_axis=data.prepare.slice_axis, spacing=tuple(data.prepare.spacing)
     )
     all_splits = make_splits(data, infos)
-    split = splits.select(
-        all_splits, fold=data.split.fold, labelled=data.split.labelled
-    )
-    return dataset, infos, split, all_splits
+    return dataset, infos, select_split(all_splits, data), all_splits

@@ -110,7 +110,8 @@ _SPLIT = {
     "fold_seed": _SEED,
     "draw_seed": _whole(0),
     "fold": _whole(0),
-    "labelled": _whole(1),
+    "labelled": _whole(0),
+    "holdout": _whole(0),
 }
 _EVALUATE = {
     "every_epochs": _whole(1),
@@ -131,7 +132,9 @@ _STAGE_DATA = {
     "crop_size": Rule("(rows, columns), multiples of 16 like (96, 96)", _is_size),
     "random_crop": _FLAG,
     "batch_size": _whole(1),
+    "sampling": _one_of("slices", "partitions"),
     "last_batch": _one_of("drop", "fill"),
+    "unlabelled_batch_size": _whole(0),
 }
 _TRAIN = {
     "epochs": _whole(0),
@@ -178,9 +181,7 @@ def check_config(config: Section, num_devices: int) -> None:
     for number, name in enumerate(config.stages):
         _check_stage(f"config.{name}", config[name])
         _check_source(f"config.{name}", config[name], config.stages[:number])
-    _check_devices(
-        {name: config[name].data.batch_size for name in config.stages}, num_devices
-    )
+    _check_devices(config, num_devices)
 
 
 def check_only(only: Sequence[str], config: Section) -> None:
@@ -247,13 +248,18 @@ def _check_stage(here: str, stage: Section) -> None:
         )
 
 
-def _check_devices(batch_sizes: Mapping[str, int], num_devices: int) -> None:
+def _check_devices(config: Section, num_devices: int) -> None:
+    batch_sizes = {
+        f"{name}.data.{key}": config[name].data[key]
+        for name in config.stages
+        for key in ("batch_size", "unlabelled_batch_size")
+    }
     most = math.gcd(*batch_sizes.values())
     usable = max(n for n in range(1, num_devices + 1) if most % n == 0)
     for name, size in batch_sizes.items():
         if size % num_devices:
             raise UserError(
-                f"config.{name}.data.batch_size is {size}; expected a multiple of the"
+                f"config.{name} is {size}; expected a multiple of the"
                 f" {num_devices} devices: change it, or use --devices={usable}."
             )
 

@@ -51,6 +51,7 @@ def embed_held_out(run: Run, stage: Stage) -> Embedded:
         crop_size=stage.plan.crop_size,
         random_crop=False,
         shuffle=False,
+        sampling="slices",
         last_batch="fill",
     )
     batches = list(

@@ -52,7 +52,7 @@ def _stage_lines(stage: Stage, devices: Sequence[jax.Device]) -> list[str]:
         f"  parameters {_count(state.params):,}; state {_bytes(state) / 2**20:.1f} MiB",
         f"  activations kept for the gradient {activations:.1f} MiB a device",
     ]
-    for name, value in sorted(stage.example(plan.batch_size).items()):
+    for name, value in sorted(stage.example().items()):
         lines.append(f"  batch[{name!r}] {value.dtype} {list(value.shape)}")
     return lines + _positives_lines(stage)
 
@@ -81,7 +81,7 @@ def _residual_bytes(stage: Stage, devices: Sequence[jax.Device]) -> int:
             lambda p: stage.method.loss(p, state, batch, key)[0], state.params
         )[1]
 
-    batch = parallel.shard(stage.example(stage.plan.batch_size), len(devices))
+    batch = parallel.shard(stage.example(), len(devices))
     kept = jax.eval_shape(
         parallel.pmap_shares(backward, devices), stage.abstract(), batch, stage.key
     )

@@ -13,7 +13,7 @@ import ml_collections
 
 from pclseg import building, cohort, rundir, scoring
 from pclseg.building import Outline, Stage
-from pclseg.data import make_pipeline, splits
+from pclseg.data import make_batches, splits
 from pclseg.data.tfds_store import Store, open_store
 from pclseg.errors import UserError
 from pclseg.evaluation.cases import summarise, write_cases
@@ -158,10 +158,7 @@ def finished_run(workdir: Path) -> Run:
         UserError: it is no run directory, or its prepared volumes are gone.
     """
     config = rundir.read_config(workdir)
-    choice = config.data.split
-    split = splits.select(
-        read_json(workdir / "splits.json"), fold=choice.fold, labelled=choice.labelled
-    )
+    split = cohort.select_split(read_json(workdir / "splits.json"), config.data)
     store = open_store(Path(read_json(workdir / "dataset.json")["store"]))
     return _open(config, workdir, jax.local_devices()[:1], StopFlag(), store, split)
 
@@ -202,10 +199,11 @@ def train_stage(run: Run, stage: Stage) -> None:
             for old in (folder / "done.json", run.workdir / "summary.json"):
                 old.unlink(missing_ok=True)  # of a last checkpoint that is gone
             writer = MetricWriter(folder, first_step=first_step)
-            batches = make_pipeline(
+            batches = make_batches(
                 run.config.data.pipeline,
                 store=run.store,
                 plan=stage.plan,
+                unlabelled=stage.unlabelled,
                 keys=stage.method.batch_keys,
                 first_step=first_step,
                 num_steps=stage.num_steps - first_step,
@@ -251,7 +249,7 @@ def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState
         return state
     _check_followers(run, stage.name)
     fresh = stage.init()
-    rows = run.rows(stage.config.data.subset)
+    rows = [row for subset in stage.subsets() for row in run.rows(subset)]
     seen = sorted({run.store.infos[row].patient for row in rows})
     source = stage.config.init_from
     if not source:

@@ -57,6 +57,7 @@ def pooled_validation(
         crop_size=crop_size,
         random_crop=False,
         shuffle=False,
+        sampling="slices",
         last_batch="fill",
     )
     predict = jax.jit(lambda state, x: jnp.argmax(_logits(method)(state, x), axis=-1))

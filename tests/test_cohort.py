@@ -130,7 +130,7 @@ def test_labelled_subsets_are_nested_and_everybody_else_pretrains(planned, fold)
     _, infos, _, all_splits = planned
     smaller: set[str] = set()
     for labelled in range(1, 5):
-        split = splits.select(all_splits, fold=fold, labelled=labelled)
+        split = splits.select(all_splits, fold=fold, labelled=labelled, holdout=0)
         rows = cohort.rows_of(infos, split, "train", transductive=False)
         patients = {infos[row].patient for row in rows}
         assert patients == {*split.train, "case06"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pclseg.batch import KEYS, check_batch
-from pclseg.data import make_pipeline
+from pclseg.data import make_batches, make_pipeline
 from pclseg.data.plan import Plan
 from pclseg.data.slices import attributes, slice_table
 from pclseg.errors import UserError
@@ -47,6 +47,7 @@ def plan_of(rows=(0, 1, 2, 4, 5), **changes):
         crop_size=CROP,
         random_crop=True,
         shuffle=True,
+        sampling="slices",
         last_batch="fill",
     )
     return Plan(**{**arguments, **changes})
@@ -245,3 +246,38 @@ def test_without_tensorflow_numpy_works_and_tf_names_the_remedy(pytestconfig):
     assert batches == "7"
     assert "--config.data.pipeline=numpy" in message
     assert "pip install tensorflow" in message
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_second_stream_has_its_own_plan_and_prefixed_keys(name):
+    plan, other = plan_of(), plan_of(rows=(3, 5), seed=4, batch_size=3)
+    common = dict(store=FakeStore(), first_step=2, num_steps=4, prefetch=2)
+    keys = {"image", "label", "unlabelled_image", "unlabelled_index"}
+    joined = make_batches(name, plan=plan, unlabelled=other, keys=keys, **common)
+    first = run(name, plan, first_step=2, num_steps=4, keys=["image", "label"])
+    second = run(name, other, first_step=2, num_steps=4, keys=["image", "index"])
+    expected = [
+        a | {f"unlabelled_{key}": value for key, value in b.items()}
+        for a, b in zip(first, second, strict=True)
+    ]
+    batches = list(joined)
+    for batch in batches:
+        check_batch(batch, keys)
+    assert_same(batches, expected)
+
+
+def test_closing_the_joined_streams_ends_their_threads():
+    before = threading.active_count()
+    joined = make_batches(
+        "numpy",
+        plan=plan_of(),
+        unlabelled=plan_of(seed=4),
+        keys={"image", "unlabelled_image"},
+        store=FakeStore(),
+        first_step=0,
+        num_steps=9,
+        prefetch=2,
+    )
+    next(joined)
+    joined.close()
+    assert threading.active_count() == before

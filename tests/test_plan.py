@@ -24,6 +24,7 @@ def plan_of(table=None, **changes):
         crop_size=(32, 48),
         random_crop=True,
         shuffle=True,
+        sampling="slices",
         last_batch="drop",
     )
     return Plan(**{**arguments, **changes})
@@ -197,3 +198,51 @@ def test_what_a_config_can_get_wrong_is_explained(changes, words):
 def test_a_plan_counts_its_slices_and_volumes():
     plan = plan_of(table_of((7, 40, 50), (6, 20, 60), (1, 5, 5)))
     assert (plan.num_slices, plan.num_volumes) == (14, 3)
+
+
+def test_partitions_draw_one_slice_of_every_quarter_of_whole_volumes():
+    table = table_of((9, 32, 32), (14, 32, 32), (3, 32, 32), (4, 32, 32))
+    plan = plan_of(table, batch_size=8, sampling="partitions")
+    seen = set()
+    for step in range(40):
+        rows = plan.rows(step)
+        size = rows.count // 4
+        assert set(rows.volume.tolist()) <= {0, 1, 3}, "three slices have no quarters"
+        assert np.all(rows.volume.reshape(-1, 4) == rows.volume[::4, None])
+        assert np.all(rows.index // size == np.tile(np.arange(4), 2))
+        assert np.all(table.index[rows.slice] == rows.index)
+        seen |= set(zip(rows.volume.tolist(), rows.index.tolist(), strict=True))
+    left_over = {(0, 8), (1, 12), (1, 13)}  # on top of floor(count / 4) * 4 slices
+    assert seen == {(v, i) for v, n in ((0, 9), (1, 14), (3, 4)) for i in range(n)} - (
+        left_over
+    )
+
+
+def test_partitions_take_every_volume_equally_often():
+    plan = plan_of(table_of(*[(8, 32, 32)] * 5), batch_size=12, sampling="partitions")
+    volumes = np.concatenate([plan.rows(step).volume[::4] for step in range(5)])
+    passes = volumes.reshape(3, 5)  # 5 steps of 3 volumes are 3 passes
+    assert np.all(np.sort(passes) == np.arange(5))
+    assert len(np.unique(passes, axis=0)) > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(batch_size=6), "multiple of 4"),
+        (dict(table=(3, 32, 32), batch_size=4, last_batch="fill"), "no volume has 4"),
+        (dict(sampling="rows"), "'slices' or 'partitions'"),
+    ],
+)
+def test_partitions_that_cannot_be_are_refused(changes, message):
+    shape = changes.pop("table", (8, 32, 32))
+    with pytest.raises(UserError, match=message):
+        plan_of(table_of(shape), **({"sampling": "partitions"} | changes))
+
+
+def test_slice_numbers_name_the_rows_of_the_table():
+    plan = plan_of()
+    rows = plan.rows(3)
+    assert np.all(rows.num_slices == len(plan.table))
+    assert np.all(plan.table.volume[rows.slice] == rows.volume)
+    assert np.all(plan.table.index[rows.slice] == rows.index)

@@ -185,7 +185,9 @@ def test_impossible_folds_are_explained(patients, folds, seed, words):
 
 def test_select_nests_the_labelled_subsets():
     made = make(LABELLED, UNLABELLED)
-    chosen = [splits.select(made, fold=1, labelled=size) for size in (1, 2, 4)]
+    chosen = [
+        splits.select(made, fold=1, labelled=size, holdout=0) for size in (1, 2, 4)
+    ]
     for small, large in zip(chosen, chosen[1:], strict=False):
         assert small.labelled == large.labelled[: len(small.labelled)]
     assert set(chosen[-1].labelled) == set(chosen[-1].train)
@@ -200,12 +202,12 @@ def test_select_nests_the_labelled_subsets():
         (5, 1, ["fold is 5", "0 to 4"]),
         (-1, 1, ["fold is -1"]),
         (0, 5, ["labelled is 5", "fold 0 has 4", "1 to 4"]),
-        (0, 0, ["labelled is 0"]),
+        (0, -1, ["labelled is -1", "or 0 for all"]),
     ],
 )
 def test_select_states_what_there_is(fold, labelled, words):
     with pytest.raises(UserError) as error:
-        splits.select(make(LABELLED), fold=fold, labelled=labelled)
+        splits.select(make(LABELLED), fold=fold, labelled=labelled, holdout=0)
     assert all(word in str(error.value) for word in words)
 
 
@@ -240,7 +242,7 @@ def test_a_short_file_is_completed(tmp_path):
     draw = random.Random(7).sample(fold["train"], 3)
     assert read["folds"] == [{**fold, "draw": draw}]
     assert (read["unlabelled"], read["draw_seed"]) == (UNLABELLED, 7)
-    assert splits.select(read, fold=0, labelled=1).test == ("a5",)
+    assert splits.select(read, fold=0, labelled=1, holdout=0).test == ("a5",)
 
 
 def test_numbers_are_taken_as_ids(tmp_path):
@@ -311,6 +313,38 @@ def test_a_missing_file_is_named(tmp_path):
 def test_without_labels_all_patients_serve_pretraining():
     made = splits.make_splits([], ["b", "a"], folds=5, fold_seed=0, draw_seed=0)
     assert made["folds"] == [{"train": [], "validation": [], "draw": []}]
-    split = splits.select(made, fold=0, labelled=2)
+    split = splits.select(made, fold=0, labelled=2, holdout=0)
     assert splits.pretraining_patients(split, transductive=False) == ("a", "b")
     assert split.labelled == ()
+
+
+def test_no_number_of_labelled_patients_means_all_of_the_fold():
+    made = make(LABELLED)
+    split = splits.select(made, fold=0, labelled=0, holdout=0)
+    assert sorted(split.labelled) == sorted(split.train)
+
+
+def test_holdout_is_the_end_of_the_draw_and_nobody_else_is_validated():
+    made = make(LABELLED)
+    draw = made["folds"][1]["draw"]
+    split = splits.select(made | {"test": ["t"]}, fold=1, labelled=1, holdout=2)
+    assert split.validation == tuple(draw[-2:])
+    assert split.test == ()
+    assert split.labelled == tuple(draw[:1])
+    assert set(split.train) == set(draw[:-2])
+
+
+def test_all_labels_leave_out_the_holdout():
+    made = make(LABELLED)
+    draw = made["folds"][0]["draw"]
+    split = splits.select(made, fold=0, labelled=0, holdout=1)
+    assert split.labelled == tuple(draw[:-1])
+
+
+def test_holdout_that_leaves_too_few_is_refused():
+    made = make(LABELLED)
+    size = len(made["folds"][0]["draw"])
+    with pytest.raises(UserError, match=f"expected 0 to {size - 1}"):
+        splits.select(made, fold=0, labelled=1, holdout=size)
+    with pytest.raises(UserError, match="expected 1 to 1, or 0 for all"):
+        splits.select(made, fold=0, labelled=2, holdout=size - 1)

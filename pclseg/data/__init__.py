@@ -1,13 +1,18 @@
 """Volumes in, numpy batches out; no jax in here."""
 
+import contextlib
 import importlib.util
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Collection, Generator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pclseg.batch import UNLABELLED
 from pclseg.errors import UserError
 from pclseg.named import checked_call, nearest
+
+if TYPE_CHECKING:
+    from pclseg.data.plan import Plan
 
 _PIPELINES = ("numpy", "tf")
 Batches = Generator[dict[str, np.ndarray], None, None]
@@ -41,3 +46,34 @@ def make_pipeline(name: str, **kwargs: Any) -> Batches:
     check_pipeline(name)
     make = importlib.import_module(f"pclseg.data.pipeline_{name}").make
     return checked_call(make, f"pipeline {name!r}", **kwargs)
+
+
+def make_batches(
+    name: str,
+    *,
+    plan: "Plan",
+    unlabelled: "Plan | None",
+    keys: Collection[str],
+    **kwargs: Any,
+) -> Batches:
+    """Batches of a plan and, under keys with the prefix UNLABELLED, of a second one.
+
+    Args:
+        name: as in `make_pipeline`, like `kwargs`.
+        plan: of the keys without that prefix.
+        unlabelled: of those with it; None where there are none.
+        keys: of `pclseg.batch.KEYS`.
+        **kwargs: of both pipelines.
+    """
+    own = frozenset(key for key in keys if not key.startswith(UNLABELLED))
+    batches = make_pipeline(name, plan=plan, keys=own, **kwargs)
+    if unlabelled is None:
+        return batches
+    others = frozenset(key.removeprefix(UNLABELLED) for key in keys if key not in own)
+    return _joined(batches, make_pipeline(name, plan=unlabelled, keys=others, **kwargs))
+
+
+def _joined(batches: Batches, others: Batches) -> Batches:
+    with contextlib.closing(batches), contextlib.closing(others):
+        for batch, other in zip(batches, others, strict=True):
+            yield batch | {UNLABELLED + key: value for key, value in other.items()}

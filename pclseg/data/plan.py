@@ -5,11 +5,11 @@ import functools
 
 import numpy as np
 
-from pclseg.data.slices import SliceTable
+from pclseg.data.slices import PARTITIONS, SliceTable
 from pclseg.errors import UserError
 
 _MULTIPLE = 16  # the networks halve a slice four times
-_ORDER, _CROP = 0, 1  # streams of random numbers under one seed
+_ORDER, _CROP, _DRAW = 0, 1, 2  # streams of random numbers under one seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class Rows:
         count: [B] int32, number of slices of that volume.
         top: [B] int32, first row of the crop in the slice padded to the crop's size.
         left: [B] int32, first column of the crop in that padded slice.
+        slice: [B] int32, number of the slice in the plan's table.
+        num_slices: [B] int32, slices of that table.
     """
 
     volume: np.ndarray
@@ -29,6 +31,8 @@ class Rows:
     count: np.ndarray
     top: np.ndarray
     left: np.ndarray
+    slice: np.ndarray
+    num_slices: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,10 @@ class Plan:
         crop_size: (rows, columns) in pixels, multiples of 16.
         random_crop: crop at a uniformly random place, else in the centre.
         shuffle: a new order for every epoch, else the order of the table.
+        sampling: "slices", every slice once an epoch, or "partitions": batches of
+            whole volumes, from each one slice of every quarter of its height, from
+            below; Chaitanya et al. 2020, arXiv 2006.10511. Their epochs have as many
+            steps as those of "slices".
         last_batch: of an epoch: "drop" the slices that fill no batch, or "fill" up with
             the first slices of the same epoch's order. (The authors' fine-tuning has a
             smaller last batch; here the shape is static.)
@@ -59,6 +67,7 @@ class Plan:
     crop_size: tuple[int, int]
     random_crop: bool
     shuffle: bool
+    sampling: str
     last_batch: str
 
     def __post_init__(self) -> None:
@@ -74,6 +83,11 @@ class Plan:
             raise UserError(
                 f"data.last_batch is {self.last_batch!r}; expected 'drop' or 'fill'."
             )
+        if self.sampling not in ("slices", "partitions"):
+            raise UserError(
+                f"data.sampling is {self.sampling!r}; expected 'slices' or"
+                " 'partitions'."
+            )
         slices = self.num_slices
         if slices == 0:
             raise UserError(
@@ -87,6 +101,8 @@ class Plan:
                 " slices and data.last_batch='drop' drops them all; set data.batch_size"
                 f" to {slices} or less, or data.last_batch='fill'."
             )
+        if self.sampling == "partitions":
+            self._check_partitions()
 
     @property
     def num_slices(self) -> int:
@@ -108,11 +124,8 @@ class Plan:
         """The slices of step `step`, counted from 0 over all epochs."""
         if step < 0:
             raise ValueError(f"step is {step}; expected 0 or more.")
-        epoch, batch = divmod(int(step), self.steps_per_epoch)
-        slots = batch * self.batch_size + np.arange(self.batch_size)
-        item = slots % self.num_slices
-        if self.shuffle:
-            item = _epoch_order(self.seed, epoch, self.num_slices)[item]
+        draw = {"slices": self._slices, "partitions": self._partitions}
+        item = draw[self.sampling](int(step))
         table = self.table
         size = np.stack([table.height[item], table.width[item]], axis=1)
         top, left = self._crop_starts(step, size.astype(np.int64)).T
@@ -122,7 +135,59 @@ class Plan:
             count=table.count[item],
             top=top,
             left=left,
+            slice=item.astype(np.int32),
+            num_slices=np.full(len(item), self.num_slices, np.int32),
         )
+
+    def _slices(self, step: int) -> np.ndarray:
+        """[B] rows of the table, every one once an epoch."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        slots = batch * self.batch_size + np.arange(self.batch_size)
+        item = slots % self.num_slices
+        if self.shuffle:
+            item = _epoch_order(self.seed, epoch, self.num_slices)[item]
+        return item
+
+    def _partitions(self, step: int) -> np.ndarray:
+        """[B] rows of the table, volume after volume, PARTITIONS of each from below.
+
+        A partition has floor(count / PARTITIONS) slices; what is left on top is never
+        drawn, as in the authors' code.
+        """
+        first, size = self._partitioned
+        slots = step * self._volumes_per_batch + np.arange(self._volumes_per_batch)
+        passes, volume = np.divmod(slots, len(first))
+        if self.shuffle:
+            orders = [_epoch_order(self.seed, int(p), len(first)) for p in passes]
+            volume = np.array([o[v] for o, v in zip(orders, volume, strict=True)])
+        shape = (len(slots), PARTITIONS)
+        bits = _random_bits(self.seed, _DRAW, step, self.batch_size).reshape(shape)
+        size = size[volume][:, None]
+        start = first[volume][:, None] + size * np.arange(PARTITIONS)
+        return (start + _choose(bits, size)).reshape(-1)
+
+    @property
+    def _volumes_per_batch(self) -> int:
+        return self.batch_size // PARTITIONS
+
+    @functools.cached_property
+    def _partitioned(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of every volume that can be partitioned: its first row, slices a part."""
+        first = np.flatnonzero(self.table.index == 0)
+        size = self.table.count[first].astype(np.int64) // PARTITIONS
+        return first[size > 0], size[size > 0]
+
+    def _check_partitions(self) -> None:
+        if self.batch_size % PARTITIONS:
+            raise UserError(
+                f"data.batch_size is {self.batch_size}; data.sampling='partitions'"
+                f" needs a multiple of {PARTITIONS}, one slice of each a volume."
+            )
+        if not len(self._partitioned[0]):
+            raise UserError(
+                "data.sampling is 'partitions', but no volume has"
+                f" {PARTITIONS} slices or more; use data.sampling='slices'."
+            )
 
     def _crop_starts(self, step: int, size: np.ndarray) -> np.ndarray:
         """[B, 2] int32 start of the crops in slices of `size`, [B, 2], once padded."""
@@ -131,9 +196,7 @@ class Plan:
         if not self.random_crop:
             return (padded // 2 - crop // 2).astype(np.int32)
         bits = _random_bits(self.seed, _CROP, step, size.size).reshape(size.shape)
-        choices = (padded - crop + 1).astype(np.uint64)
-        # The upper 32 bits as a fraction of 1, times the choices: uniform to 2^-32.
-        return ((bits >> np.uint64(32)) * choices >> np.uint64(32)).astype(np.int32)
+        return _choose(bits, padded - crop + 1).astype(np.int32)
 
 
 def _check_crop_size(crop_size: tuple[int, int]) -> None:
@@ -144,6 +207,15 @@ def _check_crop_size(crop_size: tuple[int, int]) -> None:
             f"data.crop_size is {tuple(crop_size)}; expected two positive multiples of"
             f" {_MULTIPLE} (the networks halve a slice four times), such as {near}."
         )
+
+
+def _choose(bits: np.ndarray, choices: np.ndarray) -> np.ndarray:
+    """int64 in 0..choices-1: the upper 32 bits as a fraction of 1, times the choices.
+
+    Uniform to 2^-32.
+    """
+    scaled = (bits >> np.uint64(32)) * choices.astype(np.uint64)
+    return (scaled >> np.uint64(32)).astype(np.int64)
 
 
 def _random_bits(seed: int, stream: int, number: int, size: int) -> np.ndarray:

@@ -128,6 +128,8 @@ def attributes(rows: "Rows", keys: Collection[str]) -> dict[str, np.ndarray]:
         "count": lambda: rows.count,
         "position_bits": lambda: position_bits(position(rows.index, rows.count)),
         "partition": lambda: partition(rows.index, rows.count),
+        "slice": lambda: rows.slice,
+        "num_slices": lambda: rows.num_slices,
     }
     return {key: make() for key, make in makers.items() if key in keys}
 

@@ -89,17 +89,22 @@ def make_splits(
     }
 
 
-def select(splits: Mapping[str, Any], *, fold: int, labelled: int) -> Split:
+def select(
+    splits: Mapping[str, Any], *, fold: int, labelled: int, holdout: int
+) -> Split:
     """The split of one run.
 
     Args:
         splits: of `make_splits` or `read_splits`.
         fold: from 0.
-        labelled: number of patients whose labels fine-tuning may see, 1 or more; of no
-            meaning where nobody has labels.
+        labelled: number of patients whose labels fine-tuning may see; 0 for all of the
+            fold's training patients. Of no meaning where nobody has labels.
+        holdout: where settings are chosen: so many training patients, the last of the
+            draw, are validated on, and the fold's validation and the test patients
+            take no part. 0 for the usual validation.
 
     Raises:
-        UserError: `fold` or `labelled` out of range.
+        UserError: `fold`, `labelled` or `holdout` out of range.
     """
     folds = splits["folds"]
     if not 0 <= fold < len(folds):
@@ -109,16 +114,23 @@ def select(splits: Mapping[str, Any], *, fold: int, labelled: int) -> Split:
         )
     chosen = folds[fold]
     draw = chosen["draw"]
-    if draw and not 0 < labelled <= len(draw):
+    if draw and not 0 <= holdout < len(draw):
         raise UserError(
-            f"config.data.split.labelled is {labelled}; fold {fold} has {len(draw)}"
-            f" labelled patients to train on, so expected 1 to {len(draw)}."
+            f"config.data.split.holdout is {holdout}; fold {fold} has {len(draw)}"
+            f" labelled patients to train on, so expected 0 to {len(draw) - 1}."
         )
+    left = len(draw) - holdout
+    if draw and not 0 <= labelled <= left:
+        raise UserError(
+            f"config.data.split.labelled is {labelled}; fold {fold} has {left} labelled"
+            f" patients to train on, so expected 1 to {left}, or 0 for all."
+        )
+    held_out = draw[left:]
     return Split(
-        train=tuple(chosen["train"]),
-        labelled=tuple(draw[:labelled]),
-        validation=tuple(chosen["validation"]),
-        test=tuple(splits.get("test", ())),
+        train=tuple(p for p in chosen["train"] if p not in set(held_out)),
+        labelled=tuple(draw[: labelled or left]),
+        validation=tuple(held_out or chosen["validation"]),
+        test=() if held_out else tuple(splits.get("test", ())),
         unlabelled=tuple(splits["unlabelled"]),
     )
 
