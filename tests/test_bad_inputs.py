@@ -289,9 +289,9 @@ COMMAND_LINES = {
         ["--config.finetune.model.num_classes=4"],
         ["model.num_classes is 4", "has 3 classes", "num_classes=3"],
     ),
-    "no labelled patient": (
-        ["--config.data.split.labelled=0"],
-        ["config.data.split.labelled is 0"],
+    "fewer labelled patients than none": (
+        ["--config.data.split.labelled=-1"],
+        ["config.data.split.labelled is -1"],
     ),
     "more labelled patients than there are": (
         ["--config.data.split.labelled=40"],
