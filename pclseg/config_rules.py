@@ -43,7 +43,8 @@ def _is_size(value: Any) -> bool:
     return is_pair and all(_is_whole(n) and n in range(16, 8193, 16) for n in value)
 
 
-def _whole(least: int, most: int = 2**31 - 1) -> Rule:
+def whole(least: int, most: int = 2**31 - 1) -> Rule:
+    """An int in that range."""
     expected = f"a whole number from {least} to {most}"
     return Rule(expected, lambda v: _is_whole(v) and least <= v <= most)
 
@@ -72,7 +73,7 @@ _NAMES = Rule(
         and len({*v, *_RESERVED}) == len(v) + len(_RESERVED)
     ),
 )
-_SEED = _whole(0, 2**32 - 1)
+_SEED = whole(0, 2**32 - 1)
 _POSITIVE = _real("> 0", lambda v: v > 0)
 _NOT_NEGATIVE = _real(">= 0", lambda v: v >= 0)
 
@@ -100,22 +101,22 @@ _PREPARE = {
         "(low, high) with 0 <= low < high <= 100",
         lambda v: _are_reals(v) and len(v) == 2 and 0 <= v[0] < v[1] <= 100,
     ),
-    "image_order": _whole(0, 5),
-    "label_order": _whole(0, 1),
-    "workers": _whole(0),
+    "image_order": whole(0, 5),
+    "label_order": whole(0, 1),
+    "workers": whole(0),
 }
 _SPLIT = {
     "file": _TEXT,
-    "folds": _whole(2),
+    "folds": whole(2),
     "fold_seed": _SEED,
-    "draw_seed": _whole(0),
-    "fold": _whole(0),
-    "labelled": _whole(0),
-    "holdout": _whole(0),
+    "draw_seed": whole(0),
+    "fold": whole(0),
+    "labelled": whole(0),
+    "holdout": whole(0),
 }
 _EVALUATE = {
-    "every_epochs": _whole(1),
-    "batch_size": _whole(1),
+    "every_epochs": whole(1),
+    "batch_size": whole(1),
     "tolerance_mm": _NOT_NEGATIVE,
 }
 _STAGE = {
@@ -131,31 +132,31 @@ _STAGE_DATA = {
     "subset": _one_of("train", "labelled"),
     "crop_size": Rule("(rows, columns), multiples of 16 like (96, 96)", _is_size),
     "random_crop": _FLAG,
-    "batch_size": _whole(1),
+    "batch_size": whole(1),
     "sampling": _one_of("slices", "partitions"),
     "last_batch": _one_of("drop", "fill"),
-    "unlabelled_batch_size": _whole(0),
+    "unlabelled_batch_size": whole(0),
 }
 _TRAIN = {
-    "epochs": _whole(0),
-    "steps": _whole(0),
-    "log_every": _whole(1),
-    "checkpoint_every": _whole(1),
-    "keep": _whole(1),
+    "epochs": whole(0),
+    "steps": whole(0),
+    "log_every": whole(1),
+    "checkpoint_every": whole(1),
+    "keep": whole(1),
 }
 # Ranges only: which of these a model takes, its own signature says.
 _MODEL = {
-    "width": _whole(1),
-    "out_dim": _whole(1),
-    "num_classes": _whole(2),
-    "bn_groups": _whole(1),
+    "width": whole(1),
+    "out_dim": whole(1),
+    "num_classes": whole(2),
+    "bn_groups": whole(1),
 }
 _OPTIMIZER = {
     "peak_lr": _POSITIVE,
     "min_lr": _NOT_NEGATIVE,
     "momentum": _real("from 0 to below 1", lambda v: 0 <= v < 1),
     "weight_decay": _NOT_NEGATIVE,
-    "warmup_steps": _whole(0),
+    "warmup_steps": whole(0),
 }
 
 
@@ -167,17 +168,17 @@ def check_config(config: Section, num_devices: int) -> None:
     """
     sections = [key for key, value in config.items() if isinstance(value, Section)]
     values = Section({key: config[key] for key in config if key not in sections})
-    _check(values, _RUN, "config")
+    check_section(values, _RUN, "config")
     for name in ("data", "evaluate", *config.stages):
         if name not in sections:
             raise UserError(
                 f"there is no section config.{name}; the sections are:"
                 f" {', '.join(sections)}.{nearest(str(name), sections)}"
             )
-    _check(config.data, _DATA, "config.data")
-    _check(config.data.prepare, _PREPARE, "config.data.prepare")
-    _check(config.data.split, _SPLIT, "config.data.split")
-    _check(config.evaluate, _EVALUATE, "config.evaluate")
+    check_section(config.data, _DATA, "config.data")
+    check_section(config.data.prepare, _PREPARE, "config.data.prepare")
+    check_section(config.data.split, _SPLIT, "config.data.split")
+    check_section(config.evaluate, _EVALUATE, "config.evaluate")
     for number, name in enumerate(config.stages):
         _check_stage(f"config.{name}", config[name])
         _check_source(f"config.{name}", config[name], config.stages[:number])
@@ -199,8 +200,12 @@ def check_only(only: Sequence[str], config: Section) -> None:
             )
 
 
-def _check(section: Section, rules: Mapping[str, Rule], here: str) -> None:
-    """Checks that a section has exactly the keys of `rules`, with values that fit."""
+def check_section(section: Section, rules: Mapping[str, Rule], here: str) -> None:
+    """Checks that a section has exactly the keys of `rules`, with values that fit.
+
+    Raises:
+        UserError: naming the key, its value and what was expected.
+    """
     for key in section:
         if key not in rules:
             raise UserError(
@@ -221,9 +226,9 @@ def _check_values(section: Section, rules: Mapping[str, Rule], here: str) -> Non
 
 
 def _check_stage(here: str, stage: Section) -> None:
-    _check(stage, _STAGE, here)
-    _check(stage.data, _STAGE_DATA, f"{here}.data")
-    _check(stage.train, _TRAIN, f"{here}.train")
+    check_section(stage, _STAGE, here)
+    check_section(stage.data, _STAGE_DATA, f"{here}.data")
+    check_section(stage.train, _TRAIN, f"{here}.train")
     _check_values(stage.model, _MODEL, f"{here}.model")
     _check_values(stage.optimizer, _OPTIMIZER, f"{here}.optimizer")
     for part in ("method", "model", "augment", "optimizer"):

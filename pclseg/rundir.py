@@ -55,7 +55,10 @@ def open_run(workdir: Path, config: dict[str, Any]) -> IO[str]:
         ) from error
     try:
         _lock(lock, workdir)
-        _check_config(workdir / "config.json", config)
+        if has_begun(workdir):
+            check_config(workdir / "config.json", config)
+        else:
+            write_json(workdir / "config.json", config)  # a setting may be mended
         path = workdir / "run.json"
         starts = read_json(path) if path.exists() else []
         write_json(path, [*starts, _this_start()])
@@ -86,10 +89,16 @@ def has_begun(workdir: Path) -> bool:
     return (workdir / "dataset.json").is_file() or any(stages)
 
 
-def _check_config(path: Path, config: dict[str, Any]) -> None:
-    if not has_begun(path.parent):
-        write_json(path, config)  # a setting may be mended
-        return
+def check_config(path: Path, config: dict[str, Any]) -> None:
+    """Checks that a run that has begun has this config.
+
+    Args:
+        path: config.json of the run.
+        config: JSON-able.
+
+    Raises:
+        UserError: it has another one; the first differences are named.
+    """
     differences = config_differences(read_json(path), config)
     if differences:
         more = "; ..." if len(differences) > 5 else ""

@@ -1,0 +1,376 @@
+"""A study: arms x labelled patients x folds x seeds as cells, each a run of `main`.
+
+A grid file lists arms (config files) and what varies. `plan` turns it into cells that
+share what they can: arms with the same pre-training start from one run of it. The list
+of cells is the manifest, a JSON file, in waves: a cell needs cells of earlier waves
+only, so a wave is one array of a cluster's scheduler.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from pclseg import rundir
+from pclseg.building import build_method, is_finished
+from pclseg.config import as_dict, load_config, override
+from pclseg.config_rules import Rule, check_config, check_section, whole
+from pclseg.errors import UserError
+from pclseg.files import read_json
+
+ALL = "all"  # in names, where every training patient is labelled
+# Of 200 cells many are of one arm; a config file is read once for every argument.
+_load = functools.lru_cache(maxsize=None)(load_config)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of `pclseg.main`.
+
+    Attributes:
+        name: its folder below the grid's.
+        wave: cells of one wave do not need each other.
+        config: FILE.py:ARG.
+        settings: KEY=VALUE texts that change the config.
+        starts_from: {stage: folder of a stage of another cell}.
+        tuned_by: (KEY, {name of a cell: VALUE}), the value being that of the cell with
+            the best Dice; None where nothing is chosen.
+    """
+
+    name: str
+    wave: int
+    config: str
+    settings: tuple[str, ...]
+    starts_from: Mapping[str, str]
+    tuned_by: tuple[str, Mapping[str, float]] | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the cells that must be finished before."""
+        pretrained = [str(Path(folder).parent) for folder in self.starts_from.values()]
+        return (*pretrained, *(self.tuned_by[1] if self.tuned_by else ()))
+
+
+def _list_of(items: Rule, *, least: int) -> Rule:
+    return Rule(
+        f"a tuple of at least {least}, each {items.expected}",
+        lambda v: (
+            isinstance(v, list | tuple) and len(v) >= least and all(map(items.holds, v))
+        ),
+    )
+
+
+_TEXT = Rule("a text", lambda v: isinstance(v, str))
+_RULES = {
+    "arms": _list_of(_TEXT, least=1),  # config files
+    "argument": _TEXT,  # of every config file, such as "size=cpu"
+    "labelled": _list_of(whole(0), least=1),  # 0 for all
+    "folds": _list_of(whole(0), least=1),
+    "seeds": _list_of(whole(0), least=1),
+    "settings": _list_of(_TEXT, least=0),  # KEY=VALUE
+    "tune": Rule(
+        "a section, dict(...)", lambda v: isinstance(v, ml_collections.ConfigDict)
+    ),
+}
+_TUNE_RULES = {
+    "key": _TEXT,
+    "candidates": Rule(
+        "a tuple of values to choose from, () for no choice",
+        lambda v: isinstance(v, list | tuple),
+    ),
+    "labelled": _list_of(whole(0), least=1),
+    "fold": whole(0),
+    "seed": whole(0),
+    "holdout": whole(1),
+}
+
+
+def plan(grid: ml_collections.ConfigDict) -> tuple[Cell, ...]:
+    """The cells of a grid, wave after wave.
+
+    Raises:
+        UserError: a key that is unknown, missing or of no use to any arm; a config file
+            that is missing or wrong; two arms of one name.
+    """
+    check_section(grid, _RULES, "config")
+    check_section(grid.tune, _TUNE_RULES, "config.tune")
+    _check_settings(grid)
+    planner = _Planner(grid)
+    for seed in grid.seeds:
+        for labelled in grid.labelled:
+            for fold in grid.folds:
+                for arm in grid.arms:
+                    planner.add(arm, labelled, fold, seed)
+    return tuple(sorted(planner.cells.values(), key=lambda cell: cell.wave))
+
+
+def _check_settings(grid: ml_collections.ConfigDict) -> None:
+    """Raises UserError for a setting that no arm has a section for."""
+    configs = [_load(_with_argument(arm, grid.argument)) for arm in grid.arms]
+    for setting in grid.settings:
+        if "=" not in setting:
+            raise UserError(f"config.settings: {setting!r} is no KEY=VALUE text.")
+        section = setting.partition("=")[0].partition(".")[0]
+        if not any(section in config for config in configs):
+            raise UserError(
+                f"config.settings: {setting!r} sets nothing: no arm has a key"
+                f" {section!r}."
+            )
+    names = [config.arm for config in configs]
+    for arm, name in zip(grid.arms, names, strict=True):
+        if names.count(name) > 1:
+            raise UserError(
+                f"config.arms: {arm} calls its arm {name!r}, as another file does; give"
+                " each its own config.arm."
+            )
+
+
+def _with_argument(file: str, *parts: str) -> str:
+    argument = ",".join(filter(None, parts))
+    return f"{file}:{argument}" if argument else file
+
+
+class _Planner:
+    """Cells by name, while they are found; pre-training by what it depends on."""
+
+    def __init__(self, grid: ml_collections.ConfigDict) -> None:
+        self.cells: dict[str, Cell] = {}
+        self._grid = grid
+        self._pretrained: dict[str, Cell] = {}
+
+    def add(self, file: str, labelled: int, fold: int, seed: int) -> None:
+        """The cell of an arm, and all that it needs."""
+        base = self._cell(file, labelled, fold, seed)
+        arm = _config_of(base).arm
+        tuned_by, wave = None, base.wave
+        if candidates := self._candidates(file, arm, labelled):
+            tuned_by = (self._grid.tune.key, candidates)
+            wave = max(wave, *(self.cells[name].wave + 1 for name in candidates))
+        name = f"runs/{arm}_m{labelled or ALL}_f{fold}_s{seed}"
+        self._keep(dataclasses.replace(base, name=name, wave=wave, tuned_by=tuned_by))
+
+    def _keep(self, cell: Cell) -> Cell:
+        return self.cells.setdefault(cell.name, cell)
+
+    def _candidates(self, file: str, arm: str, labelled: int) -> dict[str, Any]:
+        """{name of a cell of the hold-out: the value it tries}."""
+        tune = self._grid.tune
+        if not tune.candidates:
+            return {}
+        near = _nearest_below(labelled, tune.labelled)
+        candidates = {}
+        for value in tune.candidates:
+            base = self._cell(file, near, tune.fold, tune.seed)
+            extra = [f"data.split.holdout={tune.holdout}", f"{tune.key}={value}"]
+            if base.starts_from:  # pre-trained on the images of the hold-out too
+                extra.append("data.transductive=True")
+            cell = dataclasses.replace(
+                base,
+                name=f"tune/{arm}_m{near or ALL}_{value}",
+                settings=(*base.settings, *extra),
+            )
+            candidates[self._keep(cell).name] = value
+        return candidates
+
+    def _cell(self, file: str, labelled: int, fold: int, seed: int) -> Cell:
+        """The stages that use labels, starting from cells of those that do not."""
+        argument = f"labelled={labelled},fold={fold},seed={seed}"
+        full = Cell(
+            name="",
+            wave=0,
+            config=_with_argument(file, self._grid.argument, argument),
+            settings=(),
+            starts_from={},
+        )
+        config = _config_of(full)
+        settings = tuple(
+            s for s in self._grid.settings if s.partition(".")[0] in config
+        )
+        full = dataclasses.replace(full, settings=settings)
+        config = _config_of(full)
+        check_config(config, 1)
+        alone = [name for name in config.stages if _learns_without_labels(config[name])]
+        last = [name for name in config.stages if name not in alone]
+        sources: dict[str, Cell] = {}
+        for name in alone:
+            sources[name] = self._pretraining(full, config, name, sources)
+        return _only(full, config, last, sources)
+
+    def _pretraining(
+        self,
+        full: Cell,
+        config: ml_collections.ConfigDict,
+        stage: str,
+        sources: Mapping[str, Cell],
+    ) -> Cell:
+        """The cell of one pre-training stage, shared by all whose stage is the same."""
+        data = as_dict(config.data)
+        del data["split"]["labelled"]
+        source = sources.get(config[stage].init_from)
+        section = as_dict(config[stage]) | {"init_from": source and source.name}
+        key = json.dumps([data, config.seed, section], sort_keys=True)
+        if key not in self._pretrained:
+            cell = _only(full, config, [stage], sources)
+            fold = config.data.split.fold
+            name = f"pretrain/{config.arm}_{stage}_f{fold}_s{config.seed}"
+            self._pretrained[key] = self._keep(dataclasses.replace(cell, name=name))
+        return self._pretrained[key]
+
+
+def _nearest_below(labelled: int, tuned: Sequence[int]) -> int:
+    """The largest of `tuned` up to `labelled`, else the smallest; 0 means all."""
+
+    def size(number: int) -> float:
+        return number or math.inf
+
+    below = [number for number in tuned if size(number) <= size(labelled)]
+    return max(below, key=size) if below else min(tuned, key=size)
+
+
+def _only(
+    full: Cell,
+    config: ml_collections.ConfigDict,
+    stages: Sequence[str],
+    sources: Mapping[str, Cell],
+) -> Cell:
+    """The cell with these stages only; what they start from is in other cells."""
+    starts_from = {
+        stage: f"{sources[source].name}/{source}"
+        for stage in stages
+        if (source := config[stage].init_from) in sources
+    }
+    wave = max([0, *(sources[config[s].init_from].wave + 1 for s in starts_from)])
+    settings = full.settings
+    if tuple(stages) != tuple(config.stages):
+        settings = (*settings, f"stages={tuple(stages)!r}")
+    return dataclasses.replace(
+        full, wave=wave, settings=settings, starts_from=starts_from
+    )
+
+
+def _learns_without_labels(stage: ml_collections.ConfigDict) -> bool:
+    return build_method(stage).predict is None
+
+
+def _config_of(cell: Cell, *more: str) -> ml_collections.ConfigDict:
+    """The cell's config, but for what it starts from."""
+    config = _load(cell.config).copy_and_resolve_references()
+    config.lock()
+    override(config, [f"--config.{setting}" for setting in (*cell.settings, *more)])
+    return config
+
+
+def chosen(cell: Cell, out: Path) -> tuple[str, ...]:
+    """The KEY=VALUE that tuning chose for a cell, () where nothing was to choose.
+
+    The best mean Dice per case of the hold-out after the last step; of equals the
+    first.
+
+    Raises:
+        UserError: a tuning cell is not finished.
+    """
+    if cell.tuned_by is None:
+        return ()
+    key, candidates = cell.tuned_by
+    dice = {value: _dice(out / name) for name, value in candidates.items()}
+    return (f"{key}={max(dice, key=dice.__getitem__)}",)
+
+
+def _dice(workdir: Path) -> float:
+    mean = read_json(workdir / "summary.json")["overall"]["dice"]["mean"]
+    return -1.0 if mean is None else mean
+
+
+def arguments(cell: Cell, out: Path, more: Sequence[str]) -> list[str]:
+    """The arguments of `python -m pclseg.main` that run a cell.
+
+    Args:
+        cell: whose `needs` are finished.
+        out: folder of the grid.
+        more: KEY=VALUE texts of the user, such as where the data lie on this machine.
+
+    Raises:
+        UserError: a tuning cell is not finished.
+    """
+    starts = [f"{s}.init_from={out / place}" for s, place in cell.starts_from.items()]
+    settings = (*cell.settings, *starts, *chosen(cell, out), *more)
+    return [
+        f"--config={cell.config}",
+        *(f"--config.{setting}" for setting in settings),
+        f"--workdir={out / cell.name}",
+    ]
+
+
+def finished(cell: Cell, out: Path, more: Sequence[str]) -> bool:
+    """Whether the run of a cell came to its end.
+
+    Raises:
+        UserError: it did, or began, with another config.
+    """
+    workdir = out / cell.name
+    if not rundir.has_begun(workdir) or not all(
+        finished_by_name(name, out) for name in cell.needs
+    ):
+        return False
+    starts = [f"{s}.init_from={out / place}" for s, place in cell.starts_from.items()]
+    wanted = _config_of(cell, *starts, *chosen(cell, out), *more)
+    rundir.check_config(workdir / "config.json", as_dict(wanted))
+    return finished_by_name(cell.name, out)
+
+
+def finished_by_name(name: str, out: Path) -> bool:
+    """Whether the run in that folder of the grid scored its cases, or pre-trained."""
+    workdir = out / name
+    if name.startswith("pretrain/"):
+        return any(is_finished(done.parent) for done in workdir.glob("*/done.json"))
+    return (workdir / "summary.json").is_file()
+
+
+def to_json(cells: Sequence[Cell]) -> dict[str, Any]:
+    """The manifest: cells by number, and the numbers of every wave as first-last."""
+    waves = [cell.wave for cell in cells]
+    spans = {
+        str(wave): f"{waves.index(wave)}-{len(waves) - 1 - waves[::-1].index(wave)}"
+        for wave in sorted(set(waves))
+    }
+    return {"waves": spans, "cells": [dataclasses.asdict(cell) for cell in cells]}
+
+
+def read_manifest(path: Path) -> tuple[Cell, ...]:
+    """The cells of a manifest.
+
+    Raises:
+        UserError: the file is missing or is no manifest.
+    """
+    content = read_json(path)
+    try:
+        return tuple(_cells(content["cells"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no manifest of a grid ({type(error).__name__}: {error});"
+            " expected the manifest.json that python -m pclseg.cli.grid writes."
+        ) from error
+
+
+def _cells(items: Any) -> Iterator[Cell]:
+    names = set()
+    for item in items:
+        tuned = item.get("tuned_by")
+        values = {
+            **item,
+            "settings": tuple(item["settings"]),
+            "tuned_by": (tuned[0], dict(tuned[1])) if tuned else None,
+        }
+        cell = Cell(**values)
+        parts = Path(cell.name).parts
+        if cell.name in names or ".." in parts or Path(cell.name).is_absolute():
+            raise ValueError(f"{cell.name!r} is no name, or is there twice")
+        if unknown := [name for name in cell.needs if name not in names]:
+            raise ValueError(f"{cell.name} needs {unknown[0]}, no earlier cell")
+        names.add(cell.name)
+        yield cell
