@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pclseg import grid
@@ -207,19 +207,18 @@ class _Runner:
                 [sys.executable, "-m", "pclseg.main", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=self._keep_to_cores(slot),
             )
+        self._keep_to_cores(process.pid, slot)
         log.info("start  %s", cell.name)
         return _Job(cell, process, time.monotonic())
 
-    def _keep_to_cores(self, slot: int) -> Callable[[], None] | None:
-        """Of several jobs, each stays on its own cores: they share no caches."""
+    def _keep_to_cores(self, pid: int, slot: int) -> None:
+        """Of several jobs, each stays on its own cores, where that can be said."""
         jobs = len(self._slots)
-        if jobs == 1 or not hasattr(os, "sched_setaffinity"):
-            return None
-        cores = sorted(os.sched_getaffinity(0))
-        share = cores[slot % len(cores) :: jobs]
-        return lambda: os.sched_setaffinity(0, share)
+        if jobs > 1 and hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(0))
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
+                os.sched_setaffinity(pid, cores[slot % len(cores) :: jobs])
 
     def _ended(self) -> Iterator[_Job]:
         for slot, job in enumerate(self._slots):
