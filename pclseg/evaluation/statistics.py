@@ -13,6 +13,7 @@ from scipy import stats
 
 MOST_FOR_EXACT = 50  # patients; scipy's exact distribution is fast up to there
 MOST_FOR_SIGNS = 13  # patients with ties; all 2^13 signs are tried
+FEWEST_FOR_INTERVAL = 20  # patients; below, 95 % intervals hold the mean in < 93 %
 FEWEST_FOR_SD = 3  # folds; of two values an SD is a difference
 
 
@@ -125,6 +126,16 @@ def few_patients(patients: int, *, comparisons: int) -> str | None:
         f"With {patients} patient{'s' * (patients != 1)}{among} the smallest p that"
         f" Wilcoxon's test can give is {least:.3g}: no difference, however large,"
         " reaches 0.05."
+    )
+
+
+def narrow_interval(patients: int) -> str | None:
+    """A sentence where the bootstrap interval of so many patients is too narrow."""
+    if not 1 < patients < FEWEST_FOR_INTERVAL:
+        return None
+    return (
+        f"Bootstrap intervals from {patients} patients are too narrow; expect"
+        f" {FEWEST_FOR_INTERVAL} or more."
     )
 
 

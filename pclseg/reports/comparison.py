@@ -270,20 +270,31 @@ def _needed(points: Sequence[Numbers], full: float | None) -> list[Numbers]:
 def _warnings(
     groups: Groups, baseline: str, metrics: Numbers, efficiency: Numbers
 ) -> list[str]:
-    found: list[str | None] = [
+    return [
         *_other_folds(groups),
         *_without_baseline(groups, baseline),
+        *_small_numbers(groups, metrics),
+        *_without_full_supervision(groups, baseline, efficiency),
     ]
-    differences = [d for m in metrics.values() for d in m["differences"]]
+
+
+def _small_numbers(groups: Groups, metrics: Numbers) -> list[str]:
+    """Each sentence once, whichever metric or arm it is about."""
+    parts = [g["overall"] for m in metrics.values() for g in m["groups"]]
+    tests = [d["overall"] for m in metrics.values() for d in m["differences"]]
     comparisons = len(metrics["dice"]["differences"])
-    for patients in sorted({d["overall"]["patients"] for d in differences}):
-        found.append(statistics.few_patients(patients, comparisons=comparisons))
-    for folds in sorted({len(folds_of(runs)) for runs in groups.values()}):
-        found.append(statistics.few_folds(folds))
-    if efficiency["full"] is None and len({labelled for _, labelled in groups}) > 1:
+    found = [
+        statistics.few_patients(n, comparisons=comparisons)
+        for n in sorted({test["patients"] for test in tests})
+    ]
+    every = {part["patients"] for part in [*parts, *tests]}
+    found += map(statistics.narrow_interval, sorted(every))
+    folds = {len(folds_of(runs)) for runs in groups.values()}
+    found += map(statistics.few_folds, sorted(folds))
+    if all(len(runs) == len(folds_of(runs)) for runs in groups.values()):
         found.append(
-            f"No run of {baseline} has all labels (config.data.split.labelled = 0), so"
-            " the labels needed for a share of full supervision are not known."
+            "One training a fold: intervals and p tell what other patients would"
+            " change, not what another seed or draw of labels would."
         )
     return [sentence for sentence in found if sentence]
 
@@ -314,3 +325,13 @@ def _without_baseline(groups: Groups, baseline: str) -> Iterator[str]:
                 f"{arm} with {shown(labelled)} labelled has no difference: it shares no"
                 f" fold with {baseline}."
             )
+
+
+def _without_full_supervision(
+    groups: Groups, baseline: str, efficiency: Numbers
+) -> Iterator[str]:
+    if efficiency["full"] is None and len({labelled for _, labelled in groups}) > 1:
+        yield (
+            f"No run of {baseline} has all labels (config.data.split.labelled = 0), so"
+            " the labels needed for a share of full supervision are not known."
+        )
