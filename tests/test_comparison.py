@@ -350,6 +350,22 @@ def test_arms_without_a_shared_fold_have_no_difference():
     )
 
 
+def test_a_metric_that_no_case_has_is_none():
+    unknown = [
+        run | {"rows": [row | {"hd95_mm": math.nan} for row in run["rows"]]}
+        for run in SCRATCH + PCL
+    ]
+    numbers = comparison.numbers(unknown, baseline="scratch")
+    distance = numbers["metrics"]["hd95_mm"]
+    nothing = {"mean": None, "sd": None, "n": 0, "interval": None, "patients": 0}
+    assert nothing.items() <= distance["groups"][0]["overall"].items()
+    assert (nothing | {"p": None, "p_holm": None}).items() <= distance["differences"][
+        0
+    ]["overall"].items()
+    assert not any("With 0 patients" in sentence for sentence in numbers["warnings"])
+    assert tables.render(numbers).tables[3].rows[0][2] == "-"
+
+
 def test_one_training_a_fold_is_said():
     said = comparison.numbers(SCRATCH + PCL, baseline=None)["warnings"]
     assert any(sentence.startswith("One training a fold") for sentence in said)
