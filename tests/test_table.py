@@ -1,10 +1,13 @@
 """The command that prints the comparison of run directories."""
 
+from pathlib import Path
+
 import pytest
 from test_tables import PCL, SCRATCH, write_run
 
 from pclseg.cli import table
-from pclseg.reports import tables
+from pclseg.reports import comparison, tables
+from pclseg.reports import runs as run_directories
 
 
 @pytest.fixture
@@ -18,9 +21,24 @@ def runs(tmp_path):
 def test_prints_the_tables_of_the_runs(runs, capsys):
     assert table.main([*runs, "--baseline", "scratch"]) == 0
     shown = capsys.readouterr().out
-    read = [tables.read_run(run) for run in runs]
-    assert shown == tables.as_text(tables.compare(read, baseline="scratch"))
+    read = [run_directories.read_run(run) for run in runs]
+    numbers = comparison.numbers(read, baseline="scratch")
+    assert shown == tables.as_text(tables.render(numbers))
     assert "pcl - scratch" in shown and "NSD at 2 mm" in shown
+
+
+def test_numbers_that_cannot_be_written_are_one_line(runs, tmp_path, capsys):
+    assert table.main([*runs, f"--json={tmp_path}"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "cannot be written" in err and err.count("\n") == 1
+
+
+def test_runs_of_two_data_sets_are_one_line(runs, capsys):
+    config = Path(runs[0]) / "config.json"
+    config.write_text(config.read_text().replace('"acdc"', '"phantom"'))
+    assert table.main(runs) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "compare runs of one data set" in err and err.count("\n") == 1
 
 
 def test_prints_markdown(runs, capsys):
@@ -39,7 +57,7 @@ def test_ctrl_c_is_one_line_and_exit_130(runs, capsys, monkeypatch):
     def interrupt(workdir):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tables, "read_run", interrupt)
+    monkeypatch.setattr(run_directories, "read_run", interrupt)
     assert table.main(runs) == 130
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: interrupted") and err.count("\n") == 1
