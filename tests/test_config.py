@@ -188,6 +188,7 @@ RANGES = {
     "evaluate.batch_size=0": "from 1",
     "evaluate.tolerance_mm=-1.0": ">= 0",
     "data.prepare.image_order=6": "from 0 to 5",
+    "data.prepare.replace_below=(1.0,)": "(limit, value)",
     "data.prepare.label_order=2": "from 0 to 1",
     "data.prepare.spacing=(1.0,)": "or ()",
     "data.prepare.clip_percentiles=(5.0,)": "low < high",

@@ -25,6 +25,8 @@ SEGMENTER = Segmenter(
         slice_axis=2,
         spacing=(),
         clip_percentiles=(0.0, 100.0),
+        integers=False,
+        replace_below=(),
         image_order=1,
         label_order=1,
     ),
