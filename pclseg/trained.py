@@ -97,9 +97,7 @@ def load_segmenter(run: Path, *, batch_size: int) -> Segmenter:
     )
 
 
-def _options(
-    run: Path, prepare: ml_collections.ConfigDict, slice_axis: int
-) -> Options:
+def _options(run: Path, prepare: ml_collections.ConfigDict, slice_axis: int) -> Options:
     """How the run prepared its volumes, along the axis that most were sliced along."""
     values = {
         key: tuple(value) if isinstance(value, list) else value
