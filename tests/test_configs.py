@@ -164,15 +164,25 @@ def test_networks_of_the_paper_have_its_number_of_parameters(dry_run):
 @pytest.mark.parametrize(
     ("name", "patch", "size", "patients"),
     [
-        ("chd_to_mmwhs", "256x256", (32, 8), "16 .* (mmwhs1019, mmwhs1002); 4 val"),
-        ("acdc_to_hvsmr", "352x352", (48, 3), "8 .* (hvsmr9, hvsmr1); 2 val"),
+        (
+            "chd_to_mmwhs",
+            "256x256",
+            (32, 8),
+            "16 training patients, 2 of them labelled (mmwhs1019, mmwhs1002);",
+        ),
+        (
+            "acdc_to_hvsmr",
+            "352x352",
+            (48, 3),
+            "8 training patients, 2 of them labelled (hvsmr9, hvsmr1);",
+        ),
     ],
 )
 def test_an_encoder_of_another_dataset_fits(name, patch, size, patients, dry_run):
     stages, lines = dry_run(name)
     assert count(stages["finetune"]) == FINETUNE[size]
     assert f"batch 10 slices of {patch}" in stages["finetune"]
-    assert re.search(patients.replace("(", r"\(").replace(")", r"\)"), lines[2])
+    assert patients in lines[2]
     scratch, same_lines = dry_run(f"scratch_{name.split('_')[-1]}")
     assert (scratch, same_lines) == (stages, lines)
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel import orientations
 from scipy import ndimage
+from tiny_nifti import z_score
 
 from pclseg.data import resample, volume, volume_file
 from pclseg.data.datasets.base import Case
@@ -227,11 +228,6 @@ def test_clipping_follows_resampling_and_precedes_the_z_score():
     clipped = np.clip(resized, *np.percentile(resized, (1, 99)))
     expected = (clipped - clipped.mean()) / clipped.std()
     np.testing.assert_allclose(image, expected, atol=1e-5)
-
-
-def z_score(values):
-    values = np.asarray(values, np.float64)
-    return (values - values.mean()) / values.std()
 
 
 # The 10th and 90th percentile of 0, 1, 2, 4, 7, 9, 13, 20 lie at places 0.7 and 6.3:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from pclseg import main
 from pclseg.config import load_config, override
 from pclseg.data.datasets import chd, hvsmr, mmwhs
+from pclseg.data.prepare import Options
 from pclseg.state import TrainState
 from pclseg.train.checkpoint import Checkpoints
 
@@ -107,6 +108,18 @@ def pair(root: Path, image_name: str, label_name: str, values) -> None:
     write(root / f"{image_name}.nii.gz", image(shape))
     voxels = np.resize(np.asarray(values, np.int16), shape)
     write(root / f"{label_name}.nii.gz", voxels)
+
+
+def options_of(config: str) -> Options:
+    """How configs/CONFIG.py prepares volumes."""
+    values = load_config(f"{ROOT}/configs/{config}.py").data.prepare.to_dict()
+    return Options(**{key: value for key, value in values.items() if key != "workers"})
+
+
+def z_score(values: np.ndarray) -> np.ndarray:
+    """By the population's standard deviation, in float64."""
+    values = np.asarray(values, np.float64)
+    return (values - values.mean()) / values.std()
 
 
 def contents(root: Path) -> dict[str, bytes | None]:
