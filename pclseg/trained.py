@@ -90,15 +90,26 @@ def load_segmenter(run: Path, *, batch_size: int) -> Segmenter:
             crop_size=tuple(config[name].data.crop_size),
             batch_size=batch_size,
         ),
-        options=_options(run, config.data.prepare, dataset["slice_axis"]),
+        options=options_of(run, config.data.prepare, slice_axis=dataset["slice_axis"]),
         class_names=tuple(dataset["class_names"]),
         label_values=tuple(dataset["label_values"]),
         channel=dataset["channel"],
     )
 
 
-def _options(run: Path, prepare: ml_collections.ConfigDict, slice_axis: int) -> Options:
-    """How the run prepared its volumes, along the axis that most were sliced along."""
+def options_of(
+    run: Path, prepare: ml_collections.ConfigDict, *, slice_axis: int
+) -> Options:
+    """How a run prepared its volumes.
+
+    Args:
+        run: the run directory, for the message.
+        prepare: `config.data.prepare` as the run saved it.
+        slice_axis: the one that most of its volumes were sliced along.
+
+    Raises:
+        UserError: a setting is missing or unknown: another version saved it.
+    """
     values = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in settings(prepare).items()
