@@ -38,6 +38,28 @@ def prepare_image(
     Raises:
         UserError: an option out of range, or nothing but one value is left.
     """
+    _check_image_options(clip_percentiles, replace_below, image_order)
+    volume = orient(array, geometry)
+    if geometry.shape == geometry.native_shape:
+        image = np.array(volume, np.float32, order="C")
+    else:
+        image = resize_volume(volume, geometry.shape[1:], image_order)
+        image = image.astype(np.float32, copy=False)
+    if integers:
+        np.trunc(image, out=image)
+    if tuple(clip_percentiles) != (0, 100):
+        limits = np.percentile(image, clip_percentiles)
+        limits = np.trunc(limits) if integers else limits
+        np.clip(image, *limits.astype(np.float32), out=image)
+    if replace_below:
+        limit, value = replace_below
+        image[image < limit] = value
+    return _normalise(image)
+
+
+def _check_image_options(
+    clip_percentiles: Sequence[float], replace_below: Sequence[float], image_order: int
+) -> None:
     low, high = clip_percentiles
     if not 0 <= low < high <= 100:
         raise UserError(
@@ -53,22 +75,6 @@ def prepare_image(
         raise UserError(
             f"config.data.prepare.image_order is {image_order}; use 0 to 5."
         )
-    volume = orient(array, geometry)
-    if geometry.shape == geometry.native_shape:
-        image = np.array(volume, np.float32, order="C")
-    else:
-        image = resize_volume(volume, geometry.shape[1:], image_order)
-        image = image.astype(np.float32, copy=False)
-    if integers:
-        np.trunc(image, out=image)
-    if (low, high) != (0, 100):
-        limits = np.percentile(image, (low, high))
-        limits = np.trunc(limits) if integers else limits
-        np.clip(image, *limits.astype(np.float32), out=image)
-    if replace_below:
-        limit, value = replace_below
-        image[image < limit] = value
-    return _normalise(image)
 
 
 def _normalise(image: np.ndarray) -> np.ndarray:
