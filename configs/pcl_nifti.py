@@ -106,6 +106,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             spacing=(given.spacing, given.spacing),
             # Bright specks and metal would spoil the normalisation.
             clip_percentiles=(1.0, 99.0),
+            integers=False,  # True truncates, as the authors do for CT
+            replace_below=(),  # or (limit, value), such as (-2000.0, -1110.0)
             image_order=3,
             label_order=1,
             workers=0,  # as many as there are cores

@@ -101,6 +101,11 @@ _PREPARE = {
         "(low, high) with 0 <= low < high <= 100",
         lambda v: _are_reals(v) and len(v) == 2 and 0 <= v[0] < v[1] <= 100,
     ),
+    "integers": _FLAG,
+    "replace_below": Rule(
+        "(limit, value) such as (-2000.0, -1110.0), or () for none",
+        lambda v: _are_reals(v) and len(v) in (0, 2),
+    ),
     "image_order": whole(0, 5),
     "label_order": whole(0, 1),
     "workers": whole(0),

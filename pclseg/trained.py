@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from pclseg import building, rundir, scoring
+from pclseg.config import settings
 from pclseg.data.datasets.base import Case, num_frames, safe_name, stem
 from pclseg.data.prepare import Options, prepare_case
 from pclseg.data.volume import restore_label
 from pclseg.data.volume_file import write_label
 from pclseg.errors import UserError
 from pclseg.files import read_json
+from pclseg.named import checked_call
 from pclseg.state import TrainState
 from pclseg.train.checkpoint import load_weights
 
@@ -80,7 +83,6 @@ def load_segmenter(run: Path, *, batch_size: int) -> Segmenter:
         model_state={"batch_stats": batch_stats},
         method_state={},
     )
-    prepare = config.data.prepare
     return Segmenter(
         predict=scoring.volume_predictor(
             methods[name],
@@ -88,17 +90,33 @@ def load_segmenter(run: Path, *, batch_size: int) -> Segmenter:
             crop_size=tuple(config[name].data.crop_size),
             batch_size=batch_size,
         ),
-        options=Options(
-            slice_axis=dataset["slice_axis"],
-            spacing=tuple(prepare.spacing),
-            clip_percentiles=tuple(prepare.clip_percentiles),
-            image_order=prepare.image_order,
-            label_order=prepare.label_order,
-        ),
+        options=options_of(run, config.data.prepare, slice_axis=dataset["slice_axis"]),
         class_names=tuple(dataset["class_names"]),
         label_values=tuple(dataset["label_values"]),
         channel=dataset["channel"],
     )
+
+
+def options_of(
+    run: Path, prepare: ml_collections.ConfigDict, *, slice_axis: int
+) -> Options:
+    """How a run prepared its volumes.
+
+    Args:
+        run: the run directory, for the message.
+        prepare: `config.data.prepare` as the run saved it.
+        slice_axis: the one that most of its volumes were sliced along.
+
+    Raises:
+        UserError: a setting is missing or unknown: another version saved it.
+    """
+    values = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in settings(prepare).items()
+        if key not in ("workers", "slice_axis")
+    }
+    what = f"config.data.prepare of {run}"
+    return checked_call(Options, what, slice_axis=slice_axis, **values)
 
 
 def cases_of(paths: Sequence[Path], *, channel: int) -> list[Case]:

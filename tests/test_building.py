@@ -6,14 +6,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_nifti import InlinePool, config_for, nifti_tree
+from tiny_nifti import InlinePool, config_for, nifti_tree, stage_folder
 
 from pclseg import building, cohort, parallel
 from pclseg.data import make_pipeline, prepare
 from pclseg.data.tfds_store import open_store
 from pclseg.errors import UserError
-from pclseg.state import TrainState
-from pclseg.train.checkpoint import Checkpoints
 from pclseg.train.step import make_train_step
 
 
@@ -150,27 +148,6 @@ def test_two_steps_from_both_pipelines_end_in_the_same_bits(place, store):
         )
     ]
     assert any(moved)
-
-
-def stage_folder(folder, stage, *, patients):
-    """RUN/STAGE of a finished run, as another run starts from it."""
-    shapes = stage.abstract()
-
-    def zeros(tree):
-        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
-
-    state = TrainState(
-        step=np.int32(7),
-        params=zeros(shapes.params),
-        opt_state={},
-        model_state=zeros(shapes.model_state),
-        method_state={},
-    )
-    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-    checkpoints.save(state)
-    checkpoints.close()
-    (folder / "patients.json").write_text(json.dumps(patients))
-    (folder / "done.json").write_text('{"steps": 7}')
 
 
 def test_weights_of_another_run_are_checked_before_training(place, outline, tmp_path):

@@ -7,16 +7,37 @@ from tiny_nifti import (
     ROOT,
     acdc_tree,
     call_main,
+    chd_tree,
     contents,
     hippocampus_tree,
+    hvsmr_tree,
+    mmwhs_tree,
     nifti_tree,
+    stage_folder,
 )
 
+from pclseg import building
+from pclseg.config import load_config, override
+
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-TREES = {"acdc": acdc_tree, "hippocampus": hippocampus_tree, "nifti": nifti_tree}
-# Parameters by width, from the authors' modules: pre-training net, U-Net of 4 classes.
+TREES = {
+    "acdc": acdc_tree,
+    "chd": chd_tree,
+    "hippocampus": hippocampus_tree,
+    "hvsmr": hvsmr_tree,
+    "mmwhs": mmwhs_tree,
+    "nifti": nifti_tree,
+}
+# A config that starts from another dataset's encoder, and where that comes from.
+SOURCES = {"chd_to_mmwhs": "pcl_chd", "acdc_to_hvsmr": "pcl_acdc"}
+# Parameters from the authors' modules, by width, and by width and number of classes.
 PRETRAIN = {48: 11_586_704, 32: 5_238_880}
-FINETUNE = {48: 17_462_016, 32: 7_763_456}
+FINETUNE = {
+    (48, 4): 17_462_016,
+    (48, 3): 17_461_968,
+    (32, 8): 7_763_584,
+    (32, 4): 7_763_456,
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +46,20 @@ def trees(tmp_path_factory):
     root = tmp_path_factory.mktemp("trees")
     for name, write in TREES.items():
         write(root / name)
+    for source in SOURCES.values():
+        finished_pretraining(source, root)
     return root
+
+
+def finished_pretraining(name, root):
+    """`name`/pretrain below `root`: as training of the config leaves it, but zeros."""
+    config = load_config(f"{ROOT}/configs/{name}.py")
+    raw_dir = root / name.partition("_")[2]
+    smaller = ["--config.data.pipeline=numpy", "--config.pretrain.data.batch_size=2"]
+    override(config, [f"--config.data.raw_dir={raw_dir}", *smaller])
+    outline = building.outline(config)
+    folder = root / name / "pretrain"
+    stage_folder(folder, outline.stages["pretrain"], patients=outline.split.train)
 
 
 @pytest.fixture
@@ -47,14 +81,16 @@ def finished():
 
 
 def _dry_run(capsys, trees, name, more, arg):
-    arm, data = name.split("_")
+    data = name.split("_")[-1]
+    if name in SOURCES:
+        arg = f"source={trees / SOURCES[name] / 'pretrain'}"
     args = [f"--config={ROOT}/configs/{name}.py:{arg}", "--dry_run", "--devices=1"]
     args.append("--config.data.pipeline=numpy")
     if data == "phantom":
         args.append("--config.data.options.volumes=8")
     else:
         args.append(f"--config.data.raw_dir={trees / data}")
-    if arm != "scratch":  # fewer slices here than in a batch of the paper
+    if has_pretraining(name):  # fewer slices here than in a batch of the paper
         args.append("--config.pretrain.data.batch_size=16")
     before = contents(trees)
     code, text = call_main(capsys, *args, *more)
@@ -70,8 +106,12 @@ def _dry_run(capsys, trees, name, more, arg):
     return {stage: "\n".join(found) for stage, found in stages.items()}, lines[:3]
 
 
+def has_pretraining(name):
+    return name not in SOURCES and not name.startswith("scratch")
+
+
 SIZES = {"acdc": ("size=paper", "size=cpu"), "nifti": ("size=gpu", "size=cpu")}
-RUNS = [(name, arg) for name in FILES for arg in SIZES.get(name.split("_")[1], [""])]
+RUNS = [(name, arg) for name in FILES for arg in SIZES.get(name.split("_")[-1], [""])]
 
 
 @pytest.mark.parametrize(("name", "arg"), RUNS)
@@ -79,14 +119,14 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
     name, arg, dry_run, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)  # where relative folders would appear
-    arm, data = name.split("_")
+    data = name.split("_")[-1]
     more = ["--config.finetune.model.num_classes=3"] if data == "nifti" else []
     stages, lines = dry_run(name, *more, arg=arg)
     assert list(tmp_path.iterdir()) == []
     assert lines[0].startswith("dataset ")
     assert lines[1].startswith("slices along axis ")
     assert lines[2].startswith("split: fold 0; ")
-    expected = ["finetune"] if arm == "scratch" else ["pretrain", "finetune"]
+    expected = ["pretrain", "finetune"] if has_pretraining(name) else ["finetune"]
     assert list(stages) == expected
     for text in stages.values():
         for fact in (
@@ -98,8 +138,8 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
         ):
             assert re.search(fact, text), text
     assert "batch['label'] int32" in stages["finetune"]
-    if arm != "scratch":
-        assert f"method {arm}," in stages["pretrain"]
+    if has_pretraining(name):
+        assert f"method {name.split('_')[0]}," in stages["pretrain"]
         positives = re.search(r"per anchor: mean ([\d.]+), least", stages["pretrain"])
         assert float(positives[1]) >= 1  # the other view of the same slice
 
@@ -111,9 +151,51 @@ def count(text):
 def test_networks_of_the_paper_have_its_number_of_parameters(dry_run):
     stages, _ = dry_run("pcl_acdc", arg="size=paper")
     assert count(stages["pretrain"]) == PRETRAIN[48]
-    assert count(stages["finetune"]) == FINETUNE[48]
+    assert count(stages["finetune"]) == FINETUNE[48, 4]
     assert "batch 16 slices of 352x352" in stages["pretrain"]
     assert "batch 10 slices of 352x352" in stages["finetune"]
+    stages, _ = dry_run("pcl_chd")
+    assert count(stages["pretrain"]) == PRETRAIN[32]
+    assert count(stages["finetune"]) == FINETUNE[32, 8]
+    assert "batch 16 slices of 512x512" in stages["pretrain"]
+    assert "batch 10 slices of 512x512" in stages["finetune"]
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "size", "patients"),
+    [
+        (
+            "chd_to_mmwhs",
+            "256x256",
+            (32, 8),
+            "16 training patients, 2 of them labelled (mmwhs1019, mmwhs1002);",
+        ),
+        (
+            "acdc_to_hvsmr",
+            "352x352",
+            (48, 3),
+            "8 training patients, 2 of them labelled (hvsmr9, hvsmr1);",
+        ),
+    ],
+)
+def test_an_encoder_of_another_dataset_fits(name, patch, size, patients, dry_run):
+    stages, lines = dry_run(name)
+    assert count(stages["finetune"]) == FINETUNE[size]
+    assert f"batch 10 slices of {patch}" in stages["finetune"]
+    assert patients in lines[2]
+    scratch, same_lines = dry_run(f"scratch_{name.split('_')[-1]}")
+    assert (scratch, same_lines) == (stages, lines)
+
+
+def test_without_the_source_the_folder_that_is_missing_is_named(trees, capsys):
+    code, text = call_main(
+        capsys,
+        f"--config={ROOT}/configs/chd_to_mmwhs.py:source=runs/none/pretrain",
+        "--dry_run",
+        f"--config.data.raw_dir={trees / 'mmwhs'}",
+    )
+    assert code == 1
+    assert "config.finetune.init_from is 'runs/none/pretrain'" in text
 
 
 def test_networks_for_own_volumes_have_the_authors_width_for_ct(dry_run, trees):
@@ -125,7 +207,7 @@ def test_networks_for_own_volumes_have_the_authors_width_for_ct(dry_run, trees):
     )
     stages, lines = dry_run("pcl_nifti", f"--config.data.raw_dir={root}", arg=arg)
     assert count(stages["pretrain"]) == PRETRAIN[32]
-    assert count(stages["finetune"]) == FINETUNE[32]
+    assert count(stages["finetune"]) == FINETUNE[32, 4]
     assert "12 volumes, 12 labelled" in lines[0]
     assert "4 training patients, 2 of them labelled" in lines[2]
 

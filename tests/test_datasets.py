@@ -671,6 +671,8 @@ def test_patterns_nnunet_and_msd_prepare_the_same_arrays(tmp_path):
         slice_axis="auto",
         spacing=(1.1, 1.1),
         clip_percentiles=(0.0, 100.0),
+        integers=False,
+        replace_below=(),
         image_order=3,
         label_order=1,
     )

@@ -6,9 +6,27 @@ import shlex
 from pathlib import Path
 
 import pytest
+from tiny_nifti import acdc_tree, chd_tree, hippocampus_tree, hvsmr_tree, mmwhs_tree
+
+from pclseg import cohort
+from pclseg.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("launch/*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("launch/*.md")]
+)
+# A dataset's page: its tree, where the page has it, a file that is taken out.
+DATASETS = {
+    "acdc": (acdc_tree, "ACDC", "training/patient002/patient002_frame08_gt"),
+    "chd": (chd_tree, "CHD", "ct_1002_label"),
+    "mmwhs": (mmwhs_tree, "MMWHS", "ct_train/ct_train_1002_label"),
+    "hvsmr": (hvsmr_tree, "HVSMR", "Ground_truth/training_sa_crop_pat1-label"),
+    "hippocampus": (
+        hippocampus_tree,
+        "Task04_Hippocampus",
+        "imagesTr/hippocampus_002",
+    ),
+}
 
 
 def commands():
@@ -58,3 +76,17 @@ def test_commands_name_what_exists(words):
             for name in key.split("."):
                 assert name in section, f"{key} is no key of the config"
                 section = section[name]
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_pages_of_datasets_quote_what_a_missing_file_gives(name, tmp_path):
+    write, folder, missing = DATASETS[name]
+    write(tmp_path / folder)
+    (tmp_path / folder / f"{missing}.nii.gz").unlink()
+    data = load_config(f"configs/scratch_{name}.py").data
+    data.raw_dir = str(tmp_path / folder)
+    with pytest.raises(UserError) as error:
+        cohort.open_dataset(data)
+    message = str(error.value).replace(str(tmp_path), "/data")
+    page = (ROOT / "docs" / "datasets" / f"{name}.md").read_text()
+    assert f"error: {message}" in " ".join(page.split())

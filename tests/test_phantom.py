@@ -12,6 +12,8 @@ OPTIONS = Options(
     slice_axis="auto",
     spacing=(1.25, 1.25),
     clip_percentiles=(0.0, 100.0),
+    integers=False,
+    replace_below=(),
     image_order=3,
     label_order=1,
 )

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from pclseg.data import prepare, tfds_store
-from pclseg.data.datasets.base import Case, Dataset
+from pclseg.data.datasets.base import Case, Dataset, Stray
 from pclseg.errors import UserError
 
 OPTIONS = dict(
     slice_axis="auto",
     spacing=(1.0, 1.0),
     clip_percentiles=(0.0, 100.0),
+    integers=False,
+    replace_below=(),
     image_order=3,
     label_order=1,
 )
@@ -152,6 +154,8 @@ def test_the_second_call_returns_at_once(tmp_path, threads, monkeypatch):
         {"spacing": ()},
         {"slice_axis": 1},
         {"clip_percentiles": (1.0, 99.0)},
+        {"integers": True},
+        {"replace_below": (10.0, 12.0)},
         {"image_order": 1},
         {"label_order": 0},
     ],
@@ -177,6 +181,8 @@ def test_other_files_classes_or_cases_make_another_fingerprint(tmp_path):
         other = dataclasses.replace(dataset, cases=cases)
         marks.append(prepare.fingerprint(other, options))
     other = dataclasses.replace(dataset, label_values=(0, 5, 2))
+    marks.append(prepare.fingerprint(other, options))
+    other = dataclasses.replace(dataset, strays=(Stray(6, 6, 5),))
     marks.append(prepare.fingerprint(other, options))
     os.utime(first.image_path, (1, 1))
     marks.append(prepare.fingerprint(dataset, options))
@@ -237,6 +243,27 @@ def test_every_fault_is_listed_and_the_first_is_raised(tmp_path, threads):
     assert not list((tmp_path / "stores").glob("toy-*/metadata.json"))
 
 
+def test_voxels_that_join_a_class_are_told_and_stored_as_it(tmp_path, threads):
+    label = np.zeros((8, 6, 4), np.int16)
+    label[:2], label[2, 0] = 5, 6  # 12 columns of the class, 4 voxels beside it
+    label[3] = 9
+    dataset = dataclasses.replace(
+        make_dataset(tmp_path / "raw", label0=label),
+        strays=(Stray(6, 6, 5), Stray(7, 99, 0)),
+    )
+    lines = []
+    path = run(dataset, tmp_path / "stores", report=lines.append, spacing=())
+    notes = [line for line in lines if "is no class's" in line]
+    file = tmp_path / "raw" / "label0.nii.gz"
+    assert notes == [
+        f"case0: {file}: 4 voxels hold a label value from 6 to 6, which is no class's;"
+        " they are taken for 5."
+    ]
+    stored = tfds_store.open_store(path).volume(0).label
+    assert (stored == 2).sum() == 2 * 6 * 4 + 4
+    assert (stored == 0).sum() == label.size - (2 * 6 * 4 + 4)
+
+
 def test_a_full_disk_is_told_with_the_case(tmp_path, threads, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -247,7 +274,7 @@ def test_a_full_disk_is_told_with_the_case(tmp_path, threads, monkeypatch):
 
 
 def test_a_bug_is_raised_with_the_case_that_met_it(tmp_path, threads, monkeypatch):
-    def broken(*args):
+    def broken(*args, **more):
         raise ZeroDivisionError
 
     monkeypatch.setattr(prepare, "prepare_case", broken)

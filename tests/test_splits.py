@@ -4,8 +4,9 @@ import json
 import random
 
 import pytest
+from tiny_nifti import chd_tree, hvsmr_tree, mmwhs_tree
 
-from pclseg.data import splits
+from pclseg.data import datasets, splits
 from pclseg.errors import UserError
 
 # Ids of the published protocol (KFold seed 12345, draw seed 1234): per fold the
@@ -110,6 +111,22 @@ def test_folds_and_draws_have_the_published_ids(name):
     for fold, (validation, draw) in zip(made, expected, strict=True):
         assert fold["draw"][: len(draw.split())] == draw.split()
         assert fold["train"] == [p for p in patients if p not in validation.split()]
+
+
+@pytest.mark.parametrize(
+    ("name", "tree"),
+    [("chd", chd_tree), ("mmwhs", mmwhs_tree), ("hvsmr", hvsmr_tree)],
+)
+def test_files_of_the_real_names_give_the_published_folds(name, tree, tmp_path):
+    tree(tmp_path)
+    cases = datasets.make(name, raw_dir=tmp_path).cases
+    made = make([case.patient for case in reversed(cases)])["folds"]
+    ids, expected = PROTOCOL[name]
+    assert [case.patient for case in cases] == [f"{name}{i}" for i in ids]
+    for fold, (validation, draw) in zip(made, expected, strict=True):
+        assert fold["validation"] == [f"{name}{i}" for i in validation.split()]
+        drawn = [f"{name}{i}" for i in draw.split()]
+        assert fold["draw"][: len(drawn)] == drawn
 
 
 @pytest.mark.parametrize(("name", "fold"), DRAW_PLACES)

@@ -1,13 +1,17 @@
 """Label files for images, from a network that is made up."""
 
 import dataclasses
+import json
 
 import nibabel as nib
 import numpy as np
 import pytest
-from tiny_nifti import clean_process, image, write
+from ml_collections import ConfigDict
+from tiny_nifti import ROOT, clean_process, image, options_of, write
 
+from pclseg import trained
 from pclseg.cli import predict
+from pclseg.config import load_config
 from pclseg.data.prepare import Options
 from pclseg.errors import UserError
 from pclseg.trained import Segmenter, predict_files
@@ -25,6 +29,8 @@ SEGMENTER = Segmenter(
         slice_axis=2,
         spacing=(),
         clip_percentiles=(0.0, 100.0),
+        integers=False,
+        replace_below=(),
         image_order=1,
         label_order=1,
     ),
@@ -45,6 +51,15 @@ def test_a_label_file_lies_on_its_image_with_the_values_of_training(tmp_path):
     np.testing.assert_array_equal(np.asanyarray(label.dataobj), expected)
     np.testing.assert_array_equal(label.affine, affine)
     assert label.get_data_dtype() == np.int16
+
+
+def test_a_run_prepares_new_images_as_its_config_says():
+    config = load_config(f"{ROOT}/configs/chd_to_mmwhs.py").data.prepare
+    saved = ConfigDict(json.loads(config.to_json_best_effort()))  # lists for tuples
+    assert trained.options_of(ROOT, saved, slice_axis=2) == options_of("chd_to_mmwhs")
+    del saved.integers
+    with pytest.raises(UserError, match=rf"prepare of {ROOT} needs .* 'integers'"):
+        trained.options_of(ROOT, saved, slice_axis=2)
 
 
 def test_frames_get_a_file_each(tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel import orientations
 from scipy import ndimage
+from tiny_nifti import z_score
 
 from pclseg.data import resample, volume, volume_file
 from pclseg.data.datasets.base import Case
@@ -192,12 +193,23 @@ def test_new_size_is_old_over_new_spacing_rounded_half_to_even(
 # Intensities.
 
 
-def prepared(array, clip_percentiles=(0.0, 100.0), spacing=()):
+def prepared(
+    array,
+    clip_percentiles=(0.0, 100.0),
+    spacing=(),
+    integers=False,
+    replace_below=(),
+):
     geometry, _, _ = prepared_geometry(
         array.shape, np.diag([1.0, 1.0, 5.0, 1]), slice_axis="auto", spacing=spacing
     )
     return volume.prepare_image(
-        array, geometry, clip_percentiles=clip_percentiles, image_order=3
+        array,
+        geometry,
+        clip_percentiles=clip_percentiles,
+        integers=integers,
+        replace_below=replace_below,
+        image_order=3,
     )
 
 
@@ -216,6 +228,49 @@ def test_clipping_follows_resampling_and_precedes_the_z_score():
     clipped = np.clip(resized, *np.percentile(resized, (1, 99)))
     expected = (clipped - clipped.mean()) / clipped.std()
     np.testing.assert_allclose(image, expected, atol=1e-5)
+
+
+# The 10th and 90th percentile of 0, 1, 2, 4, 7, 9, 13, 20 lie at places 0.7 and 6.3:
+# 0.7 and 13 + 0.3 * 7 = 15.1.
+ROW = np.array([0, 1, 2, 4, 7, 9, 13, 20], np.int16).reshape(2, 2, 2)
+
+
+def test_clipped_integers_stay_integers_where_asked():
+    exact = z_score(np.clip(ROW, 0.7, 15.1))
+    whole = z_score(np.clip(ROW, 0, 15))
+    image = prepared(ROW, (10.0, 90.0))
+    np.testing.assert_allclose(image, exact.transpose(2, 1, 0), atol=1e-6)
+    image = prepared(ROW, (10.0, 90.0), integers=True)
+    np.testing.assert_allclose(image, whole.transpose(2, 1, 0), atol=1e-6)
+
+
+def test_limits_below_zero_are_cut_towards_zero():
+    # of 0, -1, -2, -4, -7, -9, -13, -20: -15.1 and -0.7, so -15 and 0
+    image = prepared(-ROW, (10.0, 90.0), integers=True)
+    expected = z_score(np.clip(-ROW, -15, 0))
+    np.testing.assert_allclose(image, expected.transpose(2, 1, 0), atol=1e-6)
+
+
+def test_resampled_voxels_lose_their_fraction_towards_zero_where_asked():
+    # Along x, order 3 of 0, 1, 4, 9 on six pixels: 0, 0.33, 1.30, 3.25, 6.77, 9.
+    row = np.array([0, 1, 4, 9], np.int16)
+    array = np.stack([row, -row])[None].repeat(4, axis=0)  # [4, 2, 4]
+    array = array.transpose(2, 0, 1)  # x, y, z
+    image = prepared(array, spacing=(1.0, 4 / 6), integers=True)
+    expected = z_score(np.array([[0, 0, 1, 3, 6, 9], [0, 0, -1, -3, -6, -9]]))
+    np.testing.assert_allclose(image, expected[:, None].repeat(4, axis=1), atol=1e-6)
+
+
+def test_voxels_outside_of_the_field_of_view_are_replaced_after_clipping():
+    array = np.array([-3024] * 4 + [-1000, 0, 40, 900], np.int16).reshape(2, 2, 2)
+    replaced = np.where(array == -3024, -1110, array)
+    image = prepared(array, integers=True, replace_below=(-2000.0, -1110.0))
+    expected = z_score(replaced).transpose(2, 1, 0)
+    np.testing.assert_allclose(image, expected, atol=1e-6)
+    # The 60th percentile lies at place 4.2, so at -800, and nothing is left to replace.
+    image = prepared(array, (60.0, 100.0), replace_below=(-2000.0, -1110.0))
+    expected = z_score(np.clip(array, -800, 900)).transpose(2, 1, 0)
+    np.testing.assert_allclose(image, expected, atol=1e-6)
 
 
 @given(scale=st.floats(1e-3, 1e5), shift=st.floats(-1e3, 1e3))
@@ -574,6 +629,11 @@ def test_options_that_cannot_be_met_are_named(options, message):
         )
 
 
+def test_a_replacement_needs_limit_and_value():
+    with pytest.raises(UserError, match=r"replace_below is \(1.0,\); expected \(limit"):
+        prepared(ramp(), replace_below=(1.0,))
+
+
 @pytest.mark.parametrize("limits", [(5, 5), (-1, 99), (99, 1), (0, 101)])
 def test_percentiles_out_of_order_are_refused(limits):
     with pytest.raises(UserError, match="clip_percentiles"):
@@ -607,7 +667,12 @@ def test_a_hippocampus_case_is_sliced_from_back_to_front(shared_data):
     assert shape == (52, 35, 34)
     assert spacing == (1.0, 1.0, 1.0)
     image = volume.prepare_image(
-        loaded.image, geometry, clip_percentiles=(0, 100), image_order=3
+        loaded.image,
+        geometry,
+        clip_percentiles=(0, 100),
+        integers=False,
+        replace_below=(),
+        image_order=3,
     )
     assert abs(image.mean()) < 1e-5
     assert abs(image.std() - 1) < 1e-5

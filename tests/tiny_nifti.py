@@ -1,5 +1,6 @@
 """Small NIfTI trees under the names that real ones have, and `main` in-process."""
 
+import json
 import logging
 import signal
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
@@ -14,6 +16,10 @@ from ml_collections import ConfigDict
 
 from pclseg import main
 from pclseg.config import load_config, override
+from pclseg.data.datasets import chd, hvsmr, mmwhs
+from pclseg.data.prepare import Options
+from pclseg.state import TrainState
+from pclseg.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -69,6 +75,53 @@ def hippocampus_tree(root: Path, *, volumes: int = 8, unlabelled: int = 2) -> No
             write(root / "labelsTr" / name, label(shape), spacing=(1, 1, 1))
 
 
+def chd_tree(root: Path) -> None:
+    """All in one folder; one volume has a label above those of the classes."""
+    for number in chd.PATIENTS:
+        values = (0, 1, 7, 9) if number == "1001" else (0, 1, 2, 3, 4, 5, 6, 7)
+        pair(root, f"ct_{number}_image", f"ct_{number}_label", values)
+
+
+def mmwhs_tree(root: Path) -> None:
+    """ct_train, and beside it an unlabelled ct_test and an MRI that do not count."""
+    for number in mmwhs.PATIENTS:
+        name = f"ct_train/ct_train_{number}"
+        pair(root, f"{name}_image", f"{name}_label", (0, 205, 420, 500, 820))
+    for name in ("ct_test/ct_test_2001_image", "mr_train/mr_train_1001_image"):
+        write(root / f"{name}.nii.gz", image((12, 10, 4)))
+
+
+def hvsmr_tree(root: Path) -> None:
+    """The challenge's folders, an axial version of the first volume among them."""
+    for number in hvsmr.PATIENTS:
+        name = f"training_sa_crop_pat{number}"
+        folders = "Training_dataset_sx_cropped", "Ground_truth"
+        images, labels = (f"{folder}/{name}" for folder in folders)
+        pair(root, images, f"{labels}-label", (0, 1, 2))
+    axial = "training_axial_crop_pat0"
+    pair(root, f"axial/{axial}", f"Ground_truth/{axial}-label", (0, 1, 2))
+
+
+def pair(root: Path, image_name: str, label_name: str, values) -> None:
+    """An image and its label of 12 x 10 x 4 voxels."""
+    shape = (12, 10, 4)
+    write(root / f"{image_name}.nii.gz", image(shape))
+    voxels = np.resize(np.asarray(values, np.int16), shape)
+    write(root / f"{label_name}.nii.gz", voxels)
+
+
+def options_of(config: str) -> Options:
+    """How configs/CONFIG.py prepares volumes."""
+    values = load_config(f"{ROOT}/configs/{config}.py").data.prepare.to_dict()
+    return Options(**{key: value for key, value in values.items() if key != "workers"})
+
+
+def z_score(values: np.ndarray) -> np.ndarray:
+    """By the population's standard deviation, in float64."""
+    values = np.asarray(values, np.float64)
+    return (values - values.mean()) / values.std()
+
+
 def contents(root: Path) -> dict[str, bytes | None]:
     """Every path below `root` with the bytes of its file; folders have None."""
     return {
@@ -101,6 +154,27 @@ def config_for(root: Path, arm: str = "pcl", *more: str) -> ConfigDict:
     override(config, [f"--config.{key}={value}" for key, value in values.items()])
     override(config, more)
     return config
+
+
+def stage_folder(folder, stage, *, patients):
+    """RUN/STAGE of a finished run, as another run starts from it."""
+    shapes = stage.abstract()
+
+    def zeros(tree):
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+
+    state = TrainState(
+        step=np.int32(7),
+        params=zeros(shapes.params),
+        opt_state={},
+        model_state=zeros(shapes.model_state),
+        method_state={},
+    )
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    checkpoints.save(state)
+    checkpoints.close()
+    (folder / "patients.json").write_text(json.dumps(patients))
+    (folder / "done.json").write_text('{"steps": 7}')
 
 
 class InlinePool(futures.Executor):

@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -28,10 +29,16 @@ from pathlib import Path
 import numpy as np
 
 from pclseg.data import tfds_store
-from pclseg.data.datasets.base import READ_ERRORS, Case, Dataset, open_nifti
+from pclseg.data.datasets.base import (
+    READ_ERRORS,
+    Case,
+    Dataset,
+    Stray,
+    open_nifti,
+)
 from pclseg.data.geometry import prepared_geometry
 from pclseg.data.tfds_store import CaseInfo, Volume
-from pclseg.data.volume import prepare_image, prepare_label
+from pclseg.data.volume import prepare_image, prepare_label, stray_notes
 from pclseg.data.volume_file import load_case, naming
 from pclseg.errors import UserError
 
@@ -42,7 +49,10 @@ BYTES_PER_VOXEL = 16
 WORKER_BYTES = 300 * 2**20  # of a worker that has only imported what it needs
 REPORT_SECONDS = 5.0
 
+log = logging.getLogger(__name__)
 Report = Callable[[str], None]
+# What came of a volume: what the user has to mend, or None; what is to be told.
+Outcome = tuple[str | None, list[str]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +62,8 @@ class Options:
     slice_axis: int | str
     spacing: tuple[float, ...]
     clip_percentiles: tuple[float, float]
+    integers: bool
+    replace_below: tuple[float, ...]
     image_order: int
     label_order: int
 
@@ -63,6 +75,7 @@ class Task:
     case: Case
     options: Options
     label_values: tuple[int, ...]
+    strays: tuple[Stray, ...]
     path: Path  # of the result in the staging folder
 
 
@@ -73,6 +86,8 @@ def prepare(
     slice_axis: int | str,
     spacing: Sequence[float],
     clip_percentiles: Sequence[float],
+    integers: bool,
+    replace_below: Sequence[float],
     image_order: int,
     label_order: int,
     workers: int,
@@ -90,6 +105,8 @@ def prepare(
         slice_axis: as in `geometry.prepared_geometry`.
         spacing: likewise.
         clip_percentiles: as in `volume.prepare_image`.
+        integers: likewise.
+        replace_below: likewise.
         image_order: likewise.
         label_order: as in `volume.prepare_label`.
         workers: number of processes; 0 is the number of CPUs.
@@ -107,6 +124,8 @@ def prepare(
         slice_axis=slice_axis,
         spacing=tuple(spacing),
         clip_percentiles=(clip_percentiles[0], clip_percentiles[1]),
+        integers=integers,
+        replace_below=tuple(replace_below),
         image_order=image_order,
         label_order=label_order,
     )
@@ -128,6 +147,7 @@ def prepare(
                 case=case,
                 options=options,
                 label_values=dataset.label_values,
+                strays=dataset.strays,
                 path=staging / f"{row:06d}.npz",
             )
             for row, case in enumerate(dataset.cases)
@@ -165,7 +185,12 @@ def fingerprint(dataset: Dataset, options: Options) -> str:
     ]
     content = {
         "versions": [VERSION, tfds_store.FORMAT],
-        "dataset": [dataset.name, dataset.class_names, dataset.label_values],
+        "dataset": [
+            dataset.name,
+            dataset.class_names,
+            dataset.label_values,
+            dataset.strays,
+        ],
         "options": dataclasses.asdict(options),
         "cases": cases,
     }
@@ -195,7 +220,9 @@ def _prepare_all(tasks: list[Task], workers: int, report: Report) -> None:
         return
     progress = _Progress(len(waiting), report)
     faults: dict[Task, str] = {}
-    for task, fault in _run(waiting, min(workers, len(waiting))):
+    for task, (fault, notes) in _run(waiting, min(workers, len(waiting))):
+        for line in notes:
+            report(line)
         if fault:
             faults[task] = fault
             report(fault)
@@ -205,8 +232,8 @@ def _prepare_all(tasks: list[Task], workers: int, report: Report) -> None:
         raise UserError(next(faults[t] for t in waiting if t in faults) + others)
 
 
-def _run(tasks: list[Task], workers: int) -> Iterator[tuple[Task, str | None]]:
-    """Runs tasks in worker processes; yields each, when done, and its fault or None."""
+def _run(tasks: list[Task], workers: int) -> Iterator[tuple[Task, Outcome]]:
+    """Runs tasks in worker processes; yields each, when done, and what came of it."""
     budget = _memory_bytes() / 2
     waiting = [(task, _task_bytes(task)) for task in reversed(tasks)]
     running: dict[futures.Future, tuple[Task, int]] = {}
@@ -226,11 +253,11 @@ def _run(tasks: list[Task], workers: int) -> Iterator[tuple[Task, str | None]]:
             done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
             for future in done:
                 try:
-                    fault = future.result()
+                    outcome = future.result()
                 except BrokenProcessPool as error:
                     raise _killed(task for task, _ in running.values()) from error
                 task, _ = running.pop(future)
-                yield task, fault
+                yield task, outcome
 
 
 def _end_with_parent() -> None:
@@ -288,25 +315,26 @@ def _memory_bytes() -> int:
     return min(total, int(limit)) if limit.isdecimal() else total
 
 
-def _prepare_one(task: Task) -> str | None:
-    """Prepares a volume in a worker and writes it to the staging folder.
-
-    Returns what the user has to mend, or None.
-    """
+def _prepare_one(task: Task) -> Outcome:
+    """Prepares a volume in a worker and writes it to the staging folder."""
     case = task.case
+    fault = None
+    notes: list[str] = []
     try:
-        prepared = prepare_case(case, task.options, task.label_values)
+        prepared = prepare_case(
+            case, task.options, task.label_values, strays=task.strays, note=notes.append
+        )
         _write_staged(task.path, prepared)
     except UserError as error:
-        return str(error)
+        fault = str(error)
     except MemoryError:
-        return f"{case.name}: {case.image_path}: not enough memory for this volume."
+        fault = f"{case.name}: {case.image_path}: not enough memory for this volume."
     except OSError as error:
-        return f"{case.name}: cannot write {task.path}: {error.strerror}."
+        fault = f"{case.name}: cannot write {task.path}: {error.strerror}."
     except Exception as error:
         error.add_note(f"while preparing {case.name} from {case.image_path}")
         raise
-    return None
+    return fault, notes
 
 
 def _write_staged(path: Path, prepared: Volume) -> None:
@@ -318,8 +346,22 @@ def _write_staged(path: Path, prepared: Volume) -> None:
     os.replace(temporary, path)
 
 
-def prepare_case(case: Case, options: Options, label_values: Sequence[int]) -> Volume:
+def prepare_case(
+    case: Case,
+    options: Options,
+    label_values: Sequence[int],
+    *,
+    strays: Sequence[Stray] = (),
+    note: Report = log.warning,
+) -> Volume:
     """One volume as it goes into the store.
+
+    Args:
+        case: by its files.
+        options: how it is prepared.
+        label_values: the file's value of class 0, 1, ...
+        strays: what values that are no class's mean.
+        note: takes a line where `strays` add voxels to a class.
 
     Raises:
         UserError: naming the case, the file and what is wrong with it.
@@ -336,6 +378,8 @@ def prepare_case(case: Case, options: Options, label_values: Sequence[int]) -> V
             loaded.image,
             geometry,
             clip_percentiles=options.clip_percentiles,
+            integers=options.integers,
+            replace_below=options.replace_below,
             image_order=options.image_order,
         )
     label = None
@@ -346,7 +390,10 @@ def prepare_case(case: Case, options: Options, label_values: Sequence[int]) -> V
                 geometry,
                 label_values=label_values,
                 label_order=options.label_order,
+                strays=strays,
             )
+            for line in stray_notes(loaded.label, label_values, strays):
+                note(f"{case.name}: {case.label_path}: {line}")
     info = CaseInfo(
         name=case.name,
         patient=case.patient,

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pclseg.data.datasets.base import Stray
 from pclseg.data.geometry import Geometry, orient, unorient
 from pclseg.data.resample import resize_label_slice, resize_slice, resize_volume
 from pclseg.data.volume_file import file_planes
@@ -15,6 +16,8 @@ def prepare_image(
     geometry: Geometry,
     *,
     clip_percentiles: Sequence[float],
+    integers: bool,
+    replace_below: Sequence[float],
     image_order: int,
 ) -> np.ndarray:
     """The image as the network sees it: resampled, then clipped, then normalised.
@@ -23,34 +26,55 @@ def prepare_image(
         array: [X, Y, Z] as in the file.
         geometry: of `prepared_geometry`.
         clip_percentiles: (low, high) of the resampled volume; (0, 100) clips nothing.
+        integers: resampled voxels and the limits of clipping lose their fraction, as
+            where PCL's code keeps CT in integers.
+        replace_below: (limit, value): what is below the limit after clipping, such as
+            voxels outside of a scanner's field of view, becomes the value; or ().
         image_order: of the spline that resamples.
 
     Returns:
         float32 [Z, H, W] of mean 0 and population standard deviation 1.
 
     Raises:
-        UserError: percentiles out of order, or nothing but one value is left.
+        UserError: an option out of range, or nothing but one value is left.
     """
-    low, high = clip_percentiles
-    if not 0 <= low < high <= 100:
-        raise UserError(
-            f"config.data.prepare.clip_percentiles is {(low, high)}; expected"
-            " 0 <= low < high <= 100."
-        )
-    if image_order not in range(6):
-        raise UserError(
-            f"config.data.prepare.image_order is {image_order}; use 0 to 5."
-        )
+    _check_image_options(clip_percentiles, replace_below, image_order)
     volume = orient(array, geometry)
     if geometry.shape == geometry.native_shape:
         image = np.array(volume, np.float32, order="C")
     else:
         image = resize_volume(volume, geometry.shape[1:], image_order)
         image = image.astype(np.float32, copy=False)
-    if (low, high) != (0, 100):
-        limits = np.percentile(image, (low, high))
+    if integers:
+        np.trunc(image, out=image)
+    if tuple(clip_percentiles) != (0, 100):
+        limits = np.percentile(image, clip_percentiles)
+        limits = np.trunc(limits) if integers else limits
         np.clip(image, *limits.astype(np.float32), out=image)
+    if replace_below:
+        limit, value = replace_below
+        image[image < limit] = value
     return _normalise(image)
+
+
+def _check_image_options(
+    clip_percentiles: Sequence[float], replace_below: Sequence[float], image_order: int
+) -> None:
+    low, high = clip_percentiles
+    if not 0 <= low < high <= 100:
+        raise UserError(
+            f"config.data.prepare.clip_percentiles is {(low, high)}; expected"
+            " 0 <= low < high <= 100."
+        )
+    if len(replace_below) not in (0, 2):
+        raise UserError(
+            f"config.data.prepare.replace_below is {tuple(replace_below)}; expected"
+            " (limit, value), or () for none."
+        )
+    if image_order not in range(6):
+        raise UserError(
+            f"config.data.prepare.image_order is {image_order}; use 0 to 5."
+        )
 
 
 def _normalise(image: np.ndarray) -> np.ndarray:
@@ -78,6 +102,7 @@ def prepare_label(
     *,
     label_values: Sequence[int],
     label_order: int,
+    strays: Sequence[Stray] = (),
 ) -> np.ndarray:
     """The label as class ids on the prepared grid.
 
@@ -85,6 +110,7 @@ def prepare_label(
         array: [X, Y, Z] values as in the file.
         geometry: of `prepared_geometry`.
         label_values: the file's value of class 0, 1, ...
+        strays: what values that are no class's mean.
         label_order: 1 resamples each class linearly and takes the largest share, as
             PCL's code does; 0 takes the nearest voxel.
 
@@ -92,20 +118,23 @@ def prepare_label(
         [Z, H, W] ids, uint8 (uint16 for more than 256 classes).
 
     Raises:
-        UserError: a value that is not in `label_values`: which, how often, where.
+        UserError: a value that neither `label_values` nor `strays` hold: which, how
+            often, where.
     """
     if label_order not in (0, 1):
         raise UserError(
             f"config.data.prepare.label_order is {label_order}; use 0 or 1."
         )
-    ids = orient(class_ids(array, label_values), geometry)
+    ids = orient(class_ids(array, label_values, strays), geometry)
     out = np.empty(geometry.shape, ids.dtype)
     for before, after in zip(ids, out, strict=True):
         after[...] = resize_label_slice(before, geometry.shape[1:], label_order)
     return out
 
 
-def class_ids(array: np.ndarray, label_values: Sequence[int]) -> np.ndarray:
+def class_ids(
+    array: np.ndarray, label_values: Sequence[int], strays: Sequence[Stray] = ()
+) -> np.ndarray:
     """Class ids, in an array of the same shape, for the values of a label file."""
     values = np.asarray(label_values, np.int64)
     order = np.argsort(values)
@@ -115,6 +144,8 @@ def class_ids(array: np.ndarray, label_values: Sequence[int]) -> np.ndarray:
     planes = zip(file_planes(array), file_planes(ids), strict=True)
     for z, (before, after) in enumerate(planes):
         whole = np.rint(before).astype(np.int64)
+        for stray in strays:
+            whole[_is_stray(whole, stray, values)] = stray.value
         place = np.minimum(np.searchsorted(values[order], whole), len(values) - 1)
         after[...] = order[place]
         for value in np.unique(whole[values[after] != whole]):
@@ -128,10 +159,38 @@ def class_ids(array: np.ndarray, label_values: Sequence[int]) -> np.ndarray:
         )
         raise UserError(
             f"label value {listed}{' and others' if len(unknown) > 5 else ''} is not"
-            f" among the classes {tuple(label_values)}; add it to"
-            " config.data.options.label_values or mend the file."
+            f" among the classes {tuple(label_values)}; mend the"
+            " file, or add it to config.data.options.label_values where the dataset has"
+            " that option."
         )
     return ids
+
+
+def _is_stray(whole: np.ndarray, stray: Stray, values: np.ndarray) -> np.ndarray:
+    inside = (stray.first <= whole) & (whole <= stray.last)
+    return inside & ~np.isin(whole, values)
+
+
+def stray_notes(
+    array: np.ndarray, label_values: Sequence[int], strays: Sequence[Stray]
+) -> list[str]:
+    """A line for each of `strays` by which voxels of a label file join a class.
+
+    Those that join the background are as the dataset means them.
+    """
+    values = np.asarray(label_values, np.int64)
+    notes = []
+    for stray in strays:
+        if stray.value == label_values[0]:
+            continue
+        planes = (np.rint(p).astype(np.int64) for p in file_planes(array))
+        count = sum(int(_is_stray(p, stray, values).sum()) for p in planes)
+        if count:
+            notes.append(
+                f"{count} voxels hold a label value from {stray.first} to {stray.last},"
+                f" which is no class's; they are taken for {stray.value}."
+            )
+    return notes
 
 
 def restore_label(

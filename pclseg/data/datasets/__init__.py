@@ -11,7 +11,8 @@ from pclseg.named import checked_call, nearest
 
 def names() -> list[str]:
     """The datasets there are: the files of this folder."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    files = {m.name for m in pkgutil.iter_modules(__path__)}
+    return sorted(files - {"base", "paired"})
 
 
 def make(name: str, /, **kwargs: object) -> Dataset:

@@ -9,6 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +29,7 @@ READ_ERRORS = (
     OverflowError,
     zlib.error,
 )
+LARGEST = 2**31 - 1  # a label value that none exceeds
 WHOLE_TOLERANCE = 1e-4  # label values this near to a whole number count as one
 
 
@@ -57,6 +59,17 @@ class Case:
             )
 
 
+class Stray(NamedTuple):
+    """Label values from `first` to `last`, as far as no class has them, mean `value`.
+
+    Where that is not the background, volumes with such voxels are named.
+    """
+
+    first: int
+    last: int
+    value: int  # of a class
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
     """The cases of a dataset; class id k has class_names[k] and label_values[k].
@@ -70,6 +83,7 @@ class Dataset:
     cases: tuple[Case, ...]
     class_names: tuple[str, ...]  # the background first
     label_values: tuple[int, ...]  # the value in the label files
+    strays: tuple[Stray, ...] = ()  # other values, by the first range that holds them
     channel: int = -1  # the one read of a 4-D image; -1: its frames are volumes
 
     def __post_init__(self) -> None:

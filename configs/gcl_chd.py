@@ -1,0 +1,18 @@
+"""GCL instead of PCL; all else as `pcl_chd.py`, so that budgets are equal.
+
+python -m pclseg.main --config=configs/gcl_chd.py --workdir=runs/gcl_chd
+"""
+
+import ml_collections
+
+from pclseg.config import sibling
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; `arg` as in `pcl_chd.py`."""
+    config = sibling(__file__, "pcl_chd.py", arg)
+    config.arm = "gcl"
+    config.pretrain.method = dict(
+        name="gcl", temperature=0.1, base_temperature=0.07, views="separate"
+    )
+    return config

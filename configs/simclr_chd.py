@@ -1,0 +1,18 @@
+"""SimCLR instead of PCL; all else as `pcl_chd.py`, so that budgets are equal.
+
+python -m pclseg.main --config=configs/simclr_chd.py --workdir=runs/simclr_chd
+"""
+
+import ml_collections
+
+from pclseg.config import sibling
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; `arg` as in `pcl_chd.py`."""
+    config = sibling(__file__, "pcl_chd.py", arg)
+    config.arm = "simclr"
+    config.pretrain.method = dict(
+        name="simclr", temperature=0.1, base_temperature=0.07, views="separate"
+    )
+    return config
