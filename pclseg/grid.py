@@ -24,7 +24,7 @@ from pclseg.errors import UserError
 from pclseg.files import read_json
 
 ALL = "all"  # in names, where every training patient is labelled
-# Of 200 cells many are of one arm; a config file is read once for every argument.
+# Arms share their files; each is read once for every argument.
 _load = functools.lru_cache(maxsize=None)(load_config)
 
 
@@ -67,7 +67,7 @@ def _list_of(items: Rule, *, least: int) -> Rule:
 
 _TEXT = Rule("a text", lambda v: isinstance(v, str))
 _RULES = {
-    "arms": _list_of(_TEXT, least=1),  # config files
+    "arms": _list_of(_TEXT, least=1),  # config files, each with own KEY=VALUE behind it
     "argument": _TEXT,  # of every config file, such as "size=cpu"
     "labelled": _list_of(whole(0), least=1),  # 0 for all
     "folds": _list_of(whole(0), least=1),
@@ -111,28 +111,40 @@ def plan(grid: ml_collections.ConfigDict) -> tuple[Cell, ...]:
 
 def _check_settings(grid: ml_collections.ConfigDict) -> None:
     """Raises UserError for a setting that no arm has a section for."""
-    configs = [_load(_with_argument(arm, grid.argument)) for arm in grid.arms]
-    for setting in grid.settings:
+    for setting in (*grid.settings, *(s for arm in grid.arms for s in arm.split()[1:])):
         if "=" not in setting:
-            raise UserError(f"config.settings: {setting!r} is no KEY=VALUE text.")
-        section = setting.partition("=")[0].partition(".")[0]
-        if not any(section in config for config in configs):
+            raise UserError(f"config: {setting!r} is no KEY=VALUE text.")
+    configs = [_config_of(_bare(arm, grid)) for arm in grid.arms]
+    for setting in grid.settings:
+        if not any(_section(setting) in config for config in configs):
             raise UserError(
                 f"config.settings: {setting!r} sets nothing: no arm has a key"
-                f" {section!r}."
+                f" {_section(setting)!r}."
             )
     names = [config.arm for config in configs]
     for arm, name in zip(grid.arms, names, strict=True):
         if names.count(name) > 1:
             raise UserError(
-                f"config.arms: {arm} calls its arm {name!r}, as another file does; give"
-                " each its own config.arm."
+                f"config.arms: {arm!r} is called {name!r}, as another arm is; give each"
+                " its own name by arm=NAME behind the file."
             )
 
 
-def _with_argument(file: str, *parts: str) -> str:
-    argument = ",".join(filter(None, parts))
-    return f"{file}:{argument}" if argument else file
+def _bare(arm: str, grid: ml_collections.ConfigDict, *argument: str) -> Cell:
+    """A cell of an arm, "FILE KEY=VALUE ...", before anything is shared."""
+    file, *own = arm.split()
+    argument = tuple(filter(None, (grid.argument, *argument)))
+    return Cell(
+        name="",
+        wave=0,
+        config=f"{file}:{','.join(argument)}" if argument else file,
+        settings=tuple(own),
+        starts_from={},
+    )
+
+
+def _section(setting: str) -> str:
+    return setting.partition("=")[0].partition(".")[0]
 
 
 class _Planner:
@@ -143,21 +155,21 @@ class _Planner:
         self._grid = grid
         self._pretrained: dict[str, Cell] = {}
 
-    def add(self, file: str, labelled: int, fold: int, seed: int) -> None:
+    def add(self, arm: str, labelled: int, fold: int, seed: int) -> None:
         """The cell of an arm, and all that it needs."""
-        base = self._cell(file, labelled, fold, seed)
-        arm = _config_of(base).arm
+        base = self._cell(arm, labelled, fold, seed)
+        title = _config_of(base).arm
         tuned_by, wave = None, base.wave
-        if candidates := self._candidates(file, arm, labelled):
+        if candidates := self._candidates(arm, title, labelled):
             tuned_by = (self._grid.tune.key, candidates)
             wave = max(wave, *(self.cells[name].wave + 1 for name in candidates))
-        name = f"runs/{arm}_m{labelled or ALL}_f{fold}_s{seed}"
+        name = f"runs/{title}_m{labelled or ALL}_f{fold}_s{seed}"
         self._keep(dataclasses.replace(base, name=name, wave=wave, tuned_by=tuned_by))
 
     def _keep(self, cell: Cell) -> Cell:
         return self.cells.setdefault(cell.name, cell)
 
-    def _candidates(self, file: str, arm: str, labelled: int) -> dict[str, Any]:
+    def _candidates(self, arm: str, title: str, labelled: int) -> dict[str, Any]:
         """{name of a cell of the hold-out: the value it tries}."""
         tune = self._grid.tune
         if not tune.candidates:
@@ -165,33 +177,24 @@ class _Planner:
         near = _nearest_below(labelled, tune.labelled)
         candidates = {}
         for value in tune.candidates:
-            base = self._cell(file, near, tune.fold, tune.seed)
+            base = self._cell(arm, near, tune.fold, tune.seed)
             extra = [f"data.split.holdout={tune.holdout}", f"{tune.key}={value}"]
             if base.starts_from:  # pre-trained on the images of the hold-out too
                 extra.append("data.transductive=True")
             cell = dataclasses.replace(
                 base,
-                name=f"tune/{arm}_m{near or ALL}_{value}",
+                name=f"tune/{title}_m{near or ALL}_{value}",
                 settings=(*base.settings, *extra),
             )
             candidates[self._keep(cell).name] = value
         return candidates
 
-    def _cell(self, file: str, labelled: int, fold: int, seed: int) -> Cell:
+    def _cell(self, arm: str, labelled: int, fold: int, seed: int) -> Cell:
         """The stages that use labels, starting from cells of those that do not."""
-        argument = f"labelled={labelled},fold={fold},seed={seed}"
-        full = Cell(
-            name="",
-            wave=0,
-            config=_with_argument(file, self._grid.argument, argument),
-            settings=(),
-            starts_from={},
-        )
+        full = _bare(arm, self._grid, f"labelled={labelled},fold={fold},seed={seed}")
         config = _config_of(full)
-        settings = tuple(
-            s for s in self._grid.settings if s.partition(".")[0] in config
-        )
-        full = dataclasses.replace(full, settings=settings)
+        common = tuple(s for s in self._grid.settings if _section(s) in config)
+        full = dataclasses.replace(full, settings=(*common, *full.settings))
         config = _config_of(full)
         check_config(config, 1)
         alone = [name for name in config.stages if _learns_without_labels(config[name])]

@@ -125,6 +125,16 @@ def test_settings_reach_the_arms_that_have_the_section():
     assert "pretrain.train.steps=7" in cells["runs/pcl_m2_f0_s0"].settings
 
 
+def test_an_arm_may_change_settings_of_its_own():
+    arm = f"{ROOT}/configs/pcl_phantom.py"
+    own = "pretrain.method.position_threshold=0.2 arm=wide pretrain.train.steps=8"
+    cells = grid.plan(grid_of(arms=(arm, f"{arm} {own}")))
+    wide = {cell.name: cell for cell in cells}["pretrain/wide_pretrain_f0_s0"]
+    assert wide.settings[-4:-1] == tuple(own.split())
+    assert wide.settings.index("pretrain.train.steps=7") == 0  # what comes later holds
+    assert sum(name.startswith("pretrain/") for name in names(cells)) == 4
+
+
 def test_every_cell_comes_after_what_it_needs():
     cells = grid.plan(grid_of(**{"tune.candidates": (0.1, 0.02)}))
     seen = set()
@@ -180,11 +190,12 @@ def test_manifest_is_read_back(tmp_path):
         ({"arms": ("configs/plc_phantom.py",)}, "there is no file"),
         ({"labelled": (2, -1)}, "config.labelled"),
         ({"settings": ("finetune.train.steps",)}, "no KEY=VALUE"),
+        ({"arms": (f"{ROOT}/configs/pcl_phantom.py x",)}, "no KEY=VALUE"),
         ({"settings": ("finetun.train.steps=3",)}, "no arm has a key 'finetun'"),
         ({"settings": ("finetune.train.stepz=3",)}, "no key 'stepz'"),
         ({"settings": ("finetune.method.name=superwised",)}, "unknown"),
         ({"tune.holdout": 0}, "config.tune.holdout"),
-        ({"arms": (f"{ROOT}/configs/pcl_phantom.py",) * 2}, "as another file does"),
+        ({"arms": (f"{ROOT}/configs/pcl_phantom.py",) * 2}, "as another arm is"),
     ],
 )
 def test_mistakes_in_a_grid_are_told(changes, message):
