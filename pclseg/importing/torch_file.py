@@ -1,9 +1,9 @@
 """Files of `torch.save`, read without PyTorch and without executing what they hold.
 
-Since torch 1.6 such a file is a zip archive: `data.pkl`, a pickle in which tensors refer
-to storages, and `data/<key>`, the bytes of every storage, not compressed. Before, it was
-five pickles in a row (magic number, version, byte order, the value, the keys of the
-storages) and after them, for every storage, its length and its bytes.
+Since torch 1.6 such a file is a zip archive: `data.pkl`, a pickle in which tensors
+refer to storages, and `data/<key>`, the bytes of every storage, not compressed. Before,
+it was five pickles in a row (magic number, version, byte order, the value, the keys of
+the storages) and after them, for every storage, its length and its bytes.
 """
 
 import dataclasses
