@@ -173,10 +173,11 @@ def _shapes(*, width: int, out_dim: int, num_classes: int) -> dict[tuple, Shape]
 
 def _leaf_shapes(net: nn.Module) -> dict[tuple, Shape]:
     images = jax.ShapeDtypeStruct((1, 16, 16, 1), np.float32)
-    made: Any = jax.eval_shape(
+    made = jax.eval_shape(
         lambda images: net.init(jax.random.key(0), images, train=False), images
     )
-    return {path: x.shape for path, x in traverse_util.flatten_dict(made).items()}
+    leaves: Any = traverse_util.flatten_dict(made)
+    return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def _misfits(
