@@ -217,6 +217,16 @@ def test_the_folder_is_a_finished_stage_with_its_origin(tmp_path, capsys):
     assert list(folder.parent.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize(
+    ("path", "seen", "warned"),
+    [(UNET, "acdc", True), (UNET, "none", False), (CONTRAST, "acdc", False)],
+)
+def test_a_net_that_saw_labels_is_warned_of(path, seen, warned, tmp_path, capsys):
+    code, stderr = run_import(capsys, path, f"--out={tmp_path / 'x'}", f"--seen={seen}")
+    assert code == 0
+    assert ("warning: " in stderr and "has seen labels" in stderr) == warned
+
+
 # (arguments after the file, what the line says)
 MISTAKES = {
     "out is there": (["--out=there", "--seen=none"], "--out there is there already"),

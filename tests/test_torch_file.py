@@ -57,7 +57,7 @@ def call(name, *arguments):
 
 
 def storage(size=6, key="0", kind="torch.FloatStorage", view=b""):
-    words = text("storage") + named(kind) + text(key) + text("cpu") + number(size)
+    words = text("storage") + named(kind) + text(key) + text("cuda:0") + number(size)
     return b"(" + words + view + b"tQ"
 
 

@@ -67,6 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             imported.width,
         )
 
+        if patients and "decoder" in imported.variables["params"]:
+            log.warning(
+                "%s segments, so it has seen labels: scores on the patients that it saw"
+                " mean nothing, also where config.data.transductive allows them.",
+                args.file,
+            )
+
     return exit_status(run)
 
 
