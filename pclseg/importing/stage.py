@@ -32,7 +32,6 @@ def write_stage(
     Raises:
         UserError: `folder` is there already, or the disk is full or broken.
     """
-    check_free(folder)
     with replacing(folder) as temporary:
         try:
             _save(temporary / "checkpoints", variables)

@@ -88,8 +88,8 @@ def read_torch_file(path: Path) -> TorchFile:
         ) from error
     except Refused as error:
         raise UserError(
-            f"{path} {error}; a file of weights needs no such thing, so it is refused,"
-            " and nothing of it was executed; ask for one that holds state_dict() only."
+            f"{path} {error}: refused, and nothing of it was executed; expected what"
+            " torch.save writes of a state_dict() alone."
         ) from error
     except Exception as error:  # zipfile and pickletools raise what they stumble over
         raise UserError(
