@@ -282,6 +282,7 @@ def config_from(place, folder, *more):
     return config_for(place, "scratch", f"--config.finetune.init_from={folder}", *more)
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_imported_encoder(
     place, tmp_path, monkeypatch, capsys
 ):
