@@ -19,6 +19,7 @@ LAYERS = (
     {"parts", "evaluation"},
     {"methods", "reports"},
     {"train"},
+    {"importing"},
 )
 # Packages of the host, which work where no jax is installed.
 HOST = ("data", "evaluation", "reports")

@@ -21,6 +21,7 @@ from pclseg.data.datasets.base import (
 from pclseg.errors import UserError
 
 CLASS_NAMES = ("background", "right ventricle", "myocardium", "left ventricle")
+TRAINING_PATIENTS = tuple(f"patient{number:03d}" for number in range(1, 101))
 
 
 def make(*, raw_dir: str | Path) -> Dataset:
