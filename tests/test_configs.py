@@ -17,6 +17,7 @@ TREES = {"acdc": acdc_tree, "hippocampus": hippocampus_tree, "nifti": nifti_tree
 # Parameters by width, from the authors' modules: pre-training net, U-Net of 4 classes.
 PRETRAIN = {48: 11_586_704, 32: 5_238_880}
 FINETUNE = {48: 17_462_016, 32: 7_763_456}
+SCRATCH = ("scratch", "mixup", "mean_teacher", "tcsm")  # arms without pre-training
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +48,14 @@ def finished():
 
 
 def _dry_run(capsys, trees, name, more, arg):
-    arm, data = name.split("_")
+    arm, data = name.rsplit("_", 1)
     args = [f"--config={ROOT}/configs/{name}.py:{arg}", "--dry_run", "--devices=1"]
     args.append("--config.data.pipeline=numpy")
     if data == "phantom":
         args.append("--config.data.options.volumes=8")
     else:
         args.append(f"--config.data.raw_dir={trees / data}")
-    if arm != "scratch":  # fewer slices here than in a batch of the paper
+    if arm not in SCRATCH:  # fewer slices here than in a batch of the paper
         args.append("--config.pretrain.data.batch_size=16")
     before = contents(trees)
     code, text = call_main(capsys, *args, *more)
@@ -71,7 +72,9 @@ def _dry_run(capsys, trees, name, more, arg):
 
 
 SIZES = {"acdc": ("size=paper", "size=cpu"), "nifti": ("size=gpu", "size=cpu")}
-RUNS = [(name, arg) for name in FILES for arg in SIZES.get(name.split("_")[1], [""])]
+RUNS = [
+    (name, arg) for name in FILES for arg in SIZES.get(name.rsplit("_", 1)[1], [""])
+]
 
 
 @pytest.mark.parametrize(("name", "arg"), RUNS)
@@ -79,14 +82,14 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
     name, arg, dry_run, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)  # where relative folders would appear
-    arm, data = name.split("_")
+    arm, data = name.rsplit("_", 1)
     more = ["--config.finetune.model.num_classes=3"] if data == "nifti" else []
     stages, lines = dry_run(name, *more, arg=arg)
     assert list(tmp_path.iterdir()) == []
     assert lines[0].startswith("dataset ")
     assert lines[1].startswith("slices along axis ")
     assert lines[2].startswith("split: fold 0; ")
-    expected = ["finetune"] if arm == "scratch" else ["pretrain", "finetune"]
+    expected = ["finetune"] if arm in SCRATCH else ["pretrain", "finetune"]
     assert list(stages) == expected
     for text in stages.values():
         for fact in (
@@ -98,8 +101,10 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
         ):
             assert re.search(fact, text), text
     assert "batch['label'] int32" in stages["finetune"]
-    if arm != "scratch":
-        assert f"method {arm}," in stages["pretrain"]
+    if arm in SCRATCH[1:]:
+        assert f"method {arm}," in stages["finetune"]
+    if arm not in SCRATCH:
+        assert f"method {arm.partition('_')[0]}," in stages["pretrain"]
         positives = re.search(r"per anchor: mean ([\d.]+), least", stages["pretrain"])
         assert float(positives[1]) >= 1  # the other view of the same slice
 

@@ -39,7 +39,9 @@ SETTINGS = {
         CONTRAST, views="concat", position_threshold=0.35, threshold_mode="float64"
     ),
     "supervised": {},
+    "mixup": dict(alpha=0.1),
 }
+SEGMENTS = ("supervised", "mixup")
 
 
 def batch(draw: int = 0) -> dict[str, np.ndarray]:
@@ -60,12 +62,12 @@ def make(name: str, axis_name: str | None) -> Method:
     common = dict(dtype="float32", width=2, bn_groups=1, axis_name=axis_name)
     if name == "toy":
         return toy(axis_name)
-    if name == "supervised":
+    if name in SEGMENTS:
         model = models.make("unet2d", num_classes=3, **common)
     else:
         model = models.make("unet2d_contrast", out_dim=8, **common)
     return methods.make(
-        name.split("_")[0],
+        name if name in SEGMENTS else name.split("_")[0],
         model=model,
         augment=augment.make(**SPATIAL),
         axis_name=axis_name,

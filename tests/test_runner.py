@@ -20,7 +20,11 @@ def stage_of(name, *, init_from=""):
         init_from=init_from, data=SimpleNamespace(subset="labelled")
     )
     return SimpleNamespace(
-        name=name, init=lambda: None, abstract=lambda: None, config=config
+        name=name,
+        init=lambda: None,
+        abstract=lambda: None,
+        subsets=lambda: ("labelled",),
+        config=config,
     )
 
 
