@@ -22,6 +22,7 @@ from pclseg.train.step import init_state, make_train_step
 
 ROWS, SIZE = 16, 16
 CONTRAST = dict(temperature=0.1, base_temperature=0.07, views="separate")
+TEACHER = dict(max_weight=1.0, ramp_steps=1, max_decay=0.999, noise_std=0.1)
 SPATIAL = dict(
     name="spatial",
     resample_probability=0.67,
@@ -40,8 +41,10 @@ SETTINGS = {
     ),
     "supervised": {},
     "mixup": dict(alpha=0.1),
+    "mean_teacher": TEACHER,
+    "tcsm": dict(**TEACHER, zoom=(0.9, 1.1)),
 }
-SEGMENTS = ("supervised", "mixup")
+SEGMENTS = ("supervised", "mixup", "mean_teacher", "tcsm")
 
 
 def batch(draw: int = 0) -> dict[str, np.ndarray]:
@@ -55,6 +58,7 @@ def batch(draw: int = 0) -> dict[str, np.ndarray]:
         "count": count,
         "position_bits": slices.position_bits(slices.position(index, count)),
         "partition": slices.partition(index, count),
+        "unlabelled_image": rng.normal(size=(8, SIZE, SIZE, 1)).astype(np.float32),
     }
 
 
