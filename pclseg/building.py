@@ -250,6 +250,12 @@ def _check_fits(
             f"model.num_classes is {classes}, but the dataset has {num_classes}"
             f" classes, background included; set model.num_classes={num_classes}."
         )
+    height, width = stage.data.crop_size
+    if method.needs_square and height != width:
+        raise UserError(
+            f"data.crop_size is {(height, width)}, but method {what!r} turns slices by"
+            f" 90 degrees; set it to a square, such as {(max(height, width),) * 2}."
+        )
     unlabelled = stage.data.unlabelled_batch_size
     if unlabelled and "unlabelled_image" not in method.batch_keys:
         raise UserError(

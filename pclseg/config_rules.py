@@ -246,11 +246,12 @@ def _check_stage(here: str, stage: Section) -> None:
             f"{here}.optimizer.min_lr is {least}; expected at most peak_lr={most}."
         )
     groups = stage.model.get("bn_groups", 1)
-    if stage.data.batch_size % groups:
-        raise UserError(
-            f"{here}.model.bn_groups is {groups}; expected a divisor of"
-            f" {here}.data.batch_size={stage.data.batch_size}."
-        )
+    for key in ("batch_size", "unlabelled_batch_size"):
+        if stage.data[key] % groups:
+            raise UserError(
+                f"{here}.model.bn_groups is {groups}; expected a divisor of"
+                f" {here}.data.{key}={stage.data[key]}."
+            )
     if (stage.train.epochs > 0) == (stage.train.steps > 0):
         raise UserError(
             f"{here}.train has epochs={stage.train.epochs} and"

@@ -16,8 +16,9 @@ from pclseg.building import Outline, Stage
 from pclseg.data import make_batches, splits
 from pclseg.data.tfds_store import Store, open_store
 from pclseg.errors import UserError
-from pclseg.evaluation.cases import summarise, write_cases
+from pclseg.evaluation.cases import Row, summarise, write_cases
 from pclseg.files import read_json, write_json
+from pclseg.methods.base import Method
 from pclseg.state import TrainState
 from pclseg.train.checkpoint import Checkpoints, load_weights
 from pclseg.train.loop import train
@@ -338,7 +339,11 @@ def segmentation_stage(stages: Mapping[str, Stage]) -> Stage | None:
 
 
 def evaluate(run: Run) -> None:
-    """Scores the last stage: `cases.csv`, `predictions/` and `summary.json`."""
+    """Scores the last stage: `cases.csv`, `predictions/` and `summary.json`.
+
+    What its method predicts besides, a teacher, gets `cases_teacher.csv`, and its own
+    part of the summary.
+    """
     stage = segmentation_stage(run.stages)
     if stage is None:
         log.info("evaluate: no stage predicts, skipped")
@@ -347,22 +352,15 @@ def evaluate(run: Run) -> None:
         log.info("evaluate: finished before, skipped")
         return
     folder = run.workdir / stage.name
-    settings = run.config.evaluate
-    predict = scoring.volume_predictor(
-        stage.method,
-        trained_state(stage, folder),
-        crop_size=stage.plan.crop_size,
-        batch_size=settings.batch_size,
-    )
-    rows = scoring.score_cases(
-        predict,
-        run.store,
-        run.rows(run.scored_subset()),
-        run.workdir / "predictions",
-        tolerance_mm=settings.tolerance_mm,
-        stop=run.stop,
-    )
+    state = trained_state(stage, folder)
+    rows = _score(run, stage, stage.method, state, run.workdir / "predictions")
     write_cases(run.workdir / "cases.csv", rows)
+    others = {}
+    for name, predict in stage.method.also_predict.items():
+        other = dataclasses.replace(stage.method, predict=predict)
+        other_rows = _score(run, stage, other, state, None)
+        write_cases(run.workdir / f"cases_{name}.csv", other_rows)
+        others[name] = summarise(other_rows)
     summary = {
         **summarise(rows),
         **_pooled(folder / "validation.csv", run.store.class_names),
@@ -370,10 +368,29 @@ def evaluate(run: Run) -> None:
         "fold": run.config.data.split.fold,
         "labelled_patients": list(run.split.labelled),
         "transductive": run.config.data.transductive,
-        "tolerance_mm": settings.tolerance_mm,
+        "tolerance_mm": run.config.evaluate.tolerance_mm,
+        **others,
     }
     write_json(run.workdir / "summary.json", summary)
     log.info("evaluate: wrote %s", run.workdir / "summary.json")
+
+
+def _score(
+    run: Run, stage: Stage, method: Method, state: TrainState, folder: Path | None
+) -> list[Row]:
+    """Rows of the scored cases, as `method` predicts them."""
+    settings = run.config.evaluate
+    predict = scoring.volume_predictor(
+        method, state, crop_size=stage.plan.crop_size, batch_size=settings.batch_size
+    )
+    return scoring.score_cases(
+        predict,
+        run.store,
+        run.rows(run.scored_subset()),
+        folder,
+        tolerance_mm=settings.tolerance_mm,
+        stop=run.stop,
+    )
 
 
 def _pooled(path: Path, class_names: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from pclseg.data import make_pipeline
 from pclseg.data.plan import Plan
 from pclseg.data.slices import slice_table
-from pclseg.data.tfds_store import Store
+from pclseg.data.tfds_store import Store, Volume
 from pclseg.data.volume import restore_label
 from pclseg.data.volume_file import write_label
 from pclseg.evaluation.cases import case_rows
@@ -38,7 +38,7 @@ def pooled_validation(
     """The authors' validation: Dice pooled over all centre-cropped slices of a fold.
 
     Args:
-        method: with `predict`.
+        method: with `predict`; what it predicts besides is scored from the same slices.
         store: the prepared volumes.
         rows: of the validation volumes, all labelled.
         pipeline: "tf" or "numpy".
@@ -48,7 +48,8 @@ def pooled_validation(
 
     Returns:
         state -> {"dice_pooled": mean over foreground classes, "dice_pooled_<class>":
-        each}. It raises Stopped when the process was asked to end.
+        each}, and the same with "dice_pooled_<other>" in front for every other network
+        of the method. It raises Stopped when the process was asked to end.
     """
     plan = Plan(
         table=slice_table(store.infos, rows),
@@ -60,7 +61,15 @@ def pooled_validation(
         sampling="slices",
         last_batch="fill",
     )
-    predict = jax.jit(lambda state, x: jnp.argmax(_logits(method)(state, x), axis=-1))
+    networks = {"dice_pooled": _logits(method)} | {
+        f"dice_pooled_{name}": other for name, other in method.also_predict.items()
+    }
+    predict = jax.jit(
+        lambda state, x: {
+            name: jnp.argmax(network(state, x), axis=-1)
+            for name, network in networks.items()
+        }
+    )
     num_classes = len(store.class_names)
     batches: list[dict[str, np.ndarray]] = []  # cut once; small beside the volumes
 
@@ -77,22 +86,32 @@ def pooled_validation(
                     prefetch=1,
                 )
             )
-        total = np.zeros((num_classes, 3), np.int64)
+        totals = {name: np.zeros((num_classes, 3), np.int64) for name in networks}
         left = plan.num_slices
         for batch in batches:
             stop.check()
-            prediction = np.asarray(predict(state, batch["image"]))
+            predictions = jax.device_get(predict(state, batch["image"]))
             real = min(left, batch_size)  # the last batch is filled with repeats
-            total += counts(prediction[:real], batch["label"][:real], num_classes)
+            for name, labels in predictions.items():
+                totals[name] += counts(
+                    labels[:real], batch["label"][:real], num_classes
+                )
             left -= real
-        dice = dice_from_counts(total)
-        names = [f"dice_pooled_{name}" for name in store.class_names[1:]]
-        return {
-            "dice_pooled": float(dice.mean()),
-            **dict(zip(names, dice.tolist(), strict=True)),
-        }
+        scores: dict[str, float] = {}
+        for name, total in totals.items():
+            scores |= _named_dice(name, total, store.class_names)
+        return scores
 
     return validate
+
+
+def _named_dice(
+    name: str, total: np.ndarray, class_names: Sequence[str]
+) -> dict[str, float]:
+    """{name: mean over foreground classes, name_<class>: each} from pooled counts."""
+    dice = dice_from_counts(total)
+    names = [f"{name}_{class_name}" for class_name in class_names[1:]]
+    return {name: float(dice.mean()), **dict(zip(names, dice.tolist(), strict=True))}
 
 
 def volume_predictor(
@@ -116,7 +135,7 @@ def score_cases(
     predict: Callable[[np.ndarray], np.ndarray],
     store: Store,
     rows: Sequence[int],
-    folder: Path,
+    folder: Path | None,
     *,
     tolerance_mm: float,
     stop: StopFlag,
@@ -127,11 +146,11 @@ def score_cases(
         predict: image [Z, H, W] -> probabilities [Z, H, W, K].
         store: the prepared volumes.
         rows: labelled volumes of the store.
-        folder: where `<case>.nii.gz` go, on the grid of the input, with its values.
+        folder: where `<case>.nii.gz` go, on the grid of the input, with its values; or
+            None to keep no prediction.
         tolerance_mm: of the normalised surface distance.
         stop: polled between volumes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     scored: list[dict[str, Any]] = []
     for number, row in enumerate(rows, start=1):
         stop.check()
@@ -146,16 +165,19 @@ def score_cases(
             store.class_names,
             tolerance_mm=tolerance_mm,
         )
-        native = restore_label(
-            probs, volume.info.geometry, label_values=store.label_values
-        )
-        write_label(
-            folder / f"{volume.info.name}.nii.gz",
-            native,
-            like=Path(volume.info.image_path),
-        )
+        if folder is not None:
+            _write_native(folder, volume, probs, store.label_values)
         log.info("evaluate %d/%d %s", number, len(rows), volume.info.name)
     return scored
+
+
+def _write_native(
+    folder: Path, volume: Volume, probs: np.ndarray, label_values: Sequence[int]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    native = restore_label(probs, volume.info.geometry, label_values=label_values)
+    path = folder / f"{volume.info.name}.nii.gz"
+    write_label(path, native, like=Path(volume.info.image_path))
 
 
 def _logits(method: Method) -> Callable[[TrainState, jax.Array], jax.Array]:

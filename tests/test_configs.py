@@ -38,6 +38,8 @@ FINETUNE = {
     (32, 8): 7_763_584,
     (32, 4): 7_763_456,
 }
+# Arms without pre-training.
+SCRATCH = ("scratch", "mixup", "mean_teacher", "tcsm")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def _dry_run(capsys, trees, name, more, arg):
 
 
 def has_pretraining(name):
-    return name not in SOURCES and not name.startswith("scratch")
+    return name not in SOURCES and name.rpartition("_")[0] not in SCRATCH
 
 
 SIZES = {"acdc": ("size=paper", "size=cpu"), "nifti": ("size=gpu", "size=cpu")}
@@ -138,8 +140,11 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
         ):
             assert re.search(fact, text), text
     assert "batch['label'] int32" in stages["finetune"]
+    arm = name.rpartition("_")[0]
+    if arm in SCRATCH[1:]:
+        assert f"method {arm}," in stages["finetune"]
     if has_pretraining(name):
-        assert f"method {name.split('_')[0]}," in stages["pretrain"]
+        assert f"method {arm.partition('_')[0]}," in stages["pretrain"]
         positives = re.search(r"per anchor: mean ([\d.]+), least", stages["pretrain"])
         assert float(positives[1]) >= 1  # the other view of the same slice
 

@@ -22,6 +22,7 @@ from pclseg.train.step import init_state, make_train_step
 
 ROWS, SIZE = 16, 16
 CONTRAST = dict(temperature=0.1, base_temperature=0.07, views="separate")
+TEACHER = dict(max_weight=1.0, ramp_steps=1, max_decay=0.999, noise_std=0.1)
 SPATIAL = dict(
     name="spatial",
     resample_probability=0.67,
@@ -39,7 +40,11 @@ SETTINGS = {
         CONTRAST, views="concat", position_threshold=0.35, threshold_mode="float64"
     ),
     "supervised": {},
+    "mixup": dict(alpha=0.1),
+    "mean_teacher": TEACHER,
+    "tcsm": dict(**TEACHER, zoom=(0.9, 1.1)),
 }
+SEGMENTS = ("supervised", "mixup", "mean_teacher", "tcsm")
 
 
 def batch(draw: int = 0) -> dict[str, np.ndarray]:
@@ -53,6 +58,7 @@ def batch(draw: int = 0) -> dict[str, np.ndarray]:
         "count": count,
         "position_bits": slices.position_bits(slices.position(index, count)),
         "partition": slices.partition(index, count),
+        "unlabelled_image": rng.normal(size=(8, SIZE, SIZE, 1)).astype(np.float32),
     }
 
 
@@ -60,12 +66,12 @@ def make(name: str, axis_name: str | None) -> Method:
     common = dict(dtype="float32", width=2, bn_groups=1, axis_name=axis_name)
     if name == "toy":
         return toy(axis_name)
-    if name == "supervised":
+    if name in SEGMENTS:
         model = models.make("unet2d", num_classes=3, **common)
     else:
         model = models.make("unet2d_contrast", out_dim=8, **common)
     return methods.make(
-        name.split("_")[0],
+        name if name in SEGMENTS else name.split("_")[0],
         model=model,
         augment=augment.make(**SPATIAL),
         axis_name=axis_name,

@@ -46,9 +46,12 @@ class Method:
             batch holds this device's rows; `parallel` gives what lies on the others.
         after_step: state -> state, after the optimiser, e.g. the EMA of a teacher.
         predict: (state, images [B, H, W, 1]) -> logits [B, H, W, K], or None.
+        also_predict: other networks of the state, such as a teacher, by name; scored
+            beside `predict`, whose predictions are the ones that are kept.
         embed: (state, images [B, H, W, 1]) -> embedding [B, D] unit length, or None.
         positives: batch without images -> number of positives of every anchor, or None.
         diagnose: logged metrics -> a warning for the user, or None.
+        needs_square: whether images must be as high as wide.
     """
 
     batch_keys: frozenset[str]
@@ -56,6 +59,10 @@ class Method:
     loss: Callable[[Tree, TrainState, Batch, Array], tuple[Array, Aux]]
     after_step: Callable[[TrainState], TrainState] = _unchanged
     predict: Callable[[TrainState, Array], Array] | None = None
+    also_predict: Mapping[str, Callable[[TrainState, Array], Array]] = (
+        dataclasses.field(default_factory=dict)
+    )
     embed: Callable[[TrainState, Array], Array] | None = None
     positives: Callable[[Batch], Array] | None = None
     diagnose: Callable[[Mapping[str, float]], str | None] = _nothing_to_say
+    needs_square: bool = False

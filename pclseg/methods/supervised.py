@@ -1,11 +1,13 @@
 """Supervised segmentation: pixel-wise cross entropy on labelled slices."""
 
+import functools
 from typing import Any
 
 from pclseg import parallel
 from pclseg.augment import Augment, sample_keys
 from pclseg.losses.segmentation import cross_entropy
 from pclseg.methods.base import Array, Aux, Batch, Method
+from pclseg.parts import segmenter
 from pclseg.state import TrainState, Tree
 
 
@@ -22,27 +24,22 @@ def make(*, model: Any, augment: Augment, axis_name: str | None) -> Method:
     """
 
     def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
-        variables = model.init(key, batch["image"], train=False)
-        return variables["params"], {"batch_stats": variables["batch_stats"]}, {}
+        return *segmenter.start(model, key, batch), {}
 
     def loss(
         params: Tree, state: TrainState, batch: Batch, key: Array
     ) -> tuple[Array, Aux]:
         rows = parallel.row_ids(len(batch["image"]), axis_name)
         images, labels = augment(sample_keys(key, rows), batch["image"], batch["label"])
-        logits, model_state = model.apply(
-            {"params": params, **state.model_state},
-            images,
-            train=True,
-            mutable=["batch_stats"],
+        logits, model_state = segmenter.train_logits(
+            model, params, state.model_state, images
         )
         value = cross_entropy(logits, labels).mean()
         return value, Aux(model_state, state.method_state, {})
 
-    def predict(state: TrainState, images: Array) -> Array:
-        variables = {"params": state.params, **state.model_state}
-        return model.apply(variables, images, train=False)
-
     return Method(
-        batch_keys=frozenset({"image", "label"}), init=init, loss=loss, predict=predict
+        batch_keys=frozenset({"image", "label"}),
+        init=init,
+        loss=loss,
+        predict=functools.partial(segmenter.predict, model),
     )

@@ -1,0 +1,148 @@
+"""Segmentation in which an EMA teacher sets the targets of unlabelled slices."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pclseg import parallel
+from pclseg.augment import Augment, sample_keys
+from pclseg.errors import UserError
+from pclseg.losses.distillation import squared_difference
+from pclseg.losses.segmentation import cross_entropy
+from pclseg.methods.base import Array, Aux, Batch, Method
+from pclseg.parts import ema, segmenter
+from pclseg.state import TrainState, Tree
+
+# (keys [B], values [B, H, W, C]) -> the same, moved; equal keys move equally, and what
+# comes from outside the image is 0
+Transform = Callable[[Array, Array], Array]
+
+
+def consistency(
+    *,
+    model: Any,
+    augment: Augment,
+    transform: Transform,
+    axis_name: str | None,
+    max_weight: float,
+    ramp_steps: int,
+    max_decay: float,
+    noise_std: float,
+    needs_square: bool = False,
+) -> Method:
+    """The method shared by mean teacher and TCSM, which differ in `transform` only.
+
+    CE(student(x), y) + w(step) * mean((T p_student(u) - p_teacher(T u + noise))^2)
+
+    with p the softmax of the logits, x the augmented labelled slices, u the unlabelled
+    ones as they are cut, and T drawn for each of them. Gradient reaches the student
+    only. Every pass is normalised by its own batch, the teacher's too.
+
+    Args:
+        model: images [B, H, W, 1] -> logits [B, H, W, K], with batch statistics.
+        augment: moves labelled images and their labels alike.
+        transform: T.
+        axis_name: of the pmapped step, or None.
+        max_weight: of the consistency; >= 0.
+        ramp_steps: see `ramp_up`; >= 1.
+        max_decay: of the teacher, see `ema.decay`; in [0, 1).
+        noise_std: of the Gaussian noise on the teacher's input, in standard deviations
+            of a volume's intensities; >= 0.
+        needs_square: whether T moves square images only.
+
+    Raises:
+        UserError: a setting out of its range.
+    """
+    _require("max_weight", max_weight, ">= 0", max_weight >= 0)
+    _require("ramp_steps", ramp_steps, "1 or more", ramp_steps >= 1)
+    _require("max_decay", max_decay, "0 <= max_decay < 1", 0 <= max_decay < 1)
+    _require("noise_std", noise_std, ">= 0", noise_std >= 0)
+
+    def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
+        params, model_state = segmenter.start(model, key, batch)
+        return params, model_state, {"teacher": ema.copy_of(params, model_state)}
+
+    def targets(teacher: Tree, images: Array, noise_keys: Array) -> tuple[Array, Tree]:
+        """The teacher's probabilities, and the teacher after this pass."""
+        draw = functools.partial(jax.random.normal, shape=images.shape[1:])
+        noisy = images + noise_std * jax.vmap(draw)(noise_keys)
+        params, statistics = teacher["params"], {"batch_stats": teacher["batch_stats"]}
+        logits, statistics = segmenter.train_logits(model, params, statistics, noisy)
+        probs = jax.lax.stop_gradient(jax.nn.softmax(logits))
+        return probs, {"params": params, **statistics}
+
+    def loss(
+        params: Tree, state: TrainState, batch: Batch, key: Array
+    ) -> tuple[Array, Aux]:
+        augment_key, transform_key, noise_key = jax.random.split(key, 3)
+        rows = parallel.row_ids(len(batch["image"]), axis_name)
+        images, labels = augment(
+            sample_keys(augment_key, rows), batch["image"], batch["label"]
+        )
+        logits, model_state = segmenter.train_logits(
+            model, params, state.model_state, images
+        )
+        supervised = cross_entropy(logits, labels).mean()
+
+        unlabelled = batch["unlabelled_image"]
+        rows = parallel.row_ids(len(unlabelled), axis_name)
+        move = functools.partial(transform, sample_keys(transform_key, rows))
+        logits, model_state = segmenter.train_logits(
+            model, params, model_state, unlabelled
+        )
+        student_probs = move(jax.nn.softmax(logits))
+        teacher_probs, teacher = targets(
+            ema.current(state.method_state["teacher"], state),
+            move(unlabelled),
+            sample_keys(noise_key, rows),
+        )
+        inside = move(jnp.ones_like(unlabelled))
+        difference = squared_difference(student_probs, teacher_probs, inside).mean()
+        weight = ramp_up(state.step, max_weight=max_weight, ramp_steps=ramp_steps)
+        metrics = {
+            "cross_entropy": supervised,
+            "consistency": difference,
+            "consistency_weight": weight,
+        }
+        value = supervised + weight * difference
+        return value, Aux(model_state, {"teacher": teacher}, metrics)
+
+    def after_step(state: TrainState) -> TrainState:
+        teacher = state.method_state["teacher"]
+        teacher = ema.follow(teacher, state, max_decay=max_decay)
+        return state.replace(method_state={"teacher": teacher})
+
+    def predict_teacher(state: TrainState, images: Array) -> Array:
+        return model.apply(state.method_state["teacher"], images, train=False)
+
+    return Method(
+        batch_keys=frozenset({"image", "label", "unlabelled_image"}),
+        init=init,
+        loss=loss,
+        after_step=after_step,
+        predict=functools.partial(segmenter.predict, model),
+        also_predict={"teacher": predict_teacher},
+        needs_square=needs_square,
+    )
+
+
+def ramp_up(step: Array, *, max_weight: float, ramp_steps: int) -> Array:
+    """Weight of the consistency, max_weight * exp(-5 (1 - min(step, E) / E)^2).
+
+    Laine & Aila 2017, arXiv 1610.02242.
+
+    Args:
+        step: integer, from 0.
+        max_weight: from step E on.
+        ramp_steps: E.
+    """
+    left = 1 - jnp.minimum(step, ramp_steps) / ramp_steps
+    return max_weight * jnp.exp(-5 * jnp.square(left))
+
+
+def _require(name: str, value: object, expected: str, holds: bool) -> None:
+    if not holds:
+        raise UserError(f"method.{name} is {value}; expected {expected}.")

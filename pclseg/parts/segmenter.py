@@ -1,0 +1,36 @@
+"""What methods that train a segmentation network share: its start and its passes."""
+
+from typing import Any
+
+import jax
+
+from pclseg.methods.base import Array, Batch
+from pclseg.state import TrainState, Tree
+
+
+def start(model: Any, key: Array, batch: Batch) -> tuple[Tree, Tree]:
+    """Fresh (params, model_state) of `model`."""
+    variables = model.init(key, batch["image"], train=False)
+    return variables["params"], {"batch_stats": variables["batch_stats"]}
+
+
+def train_logits(
+    model: Any, params: Tree, model_state: Tree, images: Array
+) -> tuple[Array, Tree]:
+    """Logits normalised by the batch, and the running statistics after it.
+
+    Args:
+        model: images [B, H, W, 1] -> logits [B, H, W, K], with batch statistics.
+        params: of the model.
+        model_state: {"batch_stats": ...} before this batch.
+        images: [B, H, W, 1].
+    """
+    return model.apply(
+        {"params": params, **model_state}, images, train=True, mutable=["batch_stats"]
+    )
+
+
+def predict(model: Any, state: TrainState, images: Array) -> jax.Array:
+    """Logits of the trained weights, normalised by the running statistics."""
+    variables = {"params": state.params, **state.model_state}
+    return model.apply(variables, images, train=False)
