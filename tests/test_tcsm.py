@@ -76,31 +76,33 @@ def softmax(x):
     return exp / exp.sum(-1, keepdims=True)
 
 
-def oracle(student, teacher, key, step):
-    """The loss of TCSM with Pixelwise, whose T and noise are drawn as it draws them."""
-    data, total = batch(), 0.0
+def drawn(key):
+    """(quarters, flipped, noise) of every unlabelled row, as the method draws them."""
     _, transform_key, noise_key = jax.random.split(key, 3)
-    for image, label in zip(data["image"], data["label"], strict=True):
-        probs = softmax(image.astype(np.float64) * student[0] + student[1])
-        for y, x in np.ndindex(SIZE, SIZE):
-            total -= np.log(probs[y, x, label[y, x]]) / (ROWS * SIZE * SIZE)
-    differences = []
-    for row, image in enumerate(data["unlabelled_image"].astype(np.float64)):
+    for row in range(len(batch()["unlabelled_image"])):
         turn_key, number_key = jax.random.split(jax.random.fold_in(transform_key, row))
-        k = int(jax.random.randint(turn_key, (), 0, 4))
-        flipped = jax.random.uniform(number_key, (2,))[0] < 0.5
+        quarters = int(jax.random.randint(turn_key, (), 0, 4))
+        flipped = bool(jax.random.uniform(number_key, (2,))[0] < 0.5)
+        noise = jax.random.normal(jax.random.fold_in(noise_key, row), (SIZE, SIZE, 1))
+        yield quarters, flipped, np.asarray(noise, np.float64)
 
-        def move(values, k=k, flipped=flipped):
-            values = np.rot90(values, k)
-            return values[::-1] if flipped else values
 
-        noise = jax.random.normal(jax.random.fold_in(noise_key, row), image.shape)
-        noisy = move(image) + 0.1 * np.asarray(noise, np.float64)
-        moved = move(softmax(image * student[0] + student[1]))
-        targets = softmax(noisy * teacher[0] + teacher[1])
-        differences.append(np.mean((moved - targets) ** 2))
+def oracle(student, teacher, draws, step):
+    """The loss of TCSM with the network Pixelwise, in float64."""
+    data = {name: np.float64(value) for name, value in batch().items()}
+    probs = softmax(data["image"] * student[0] + student[1])
+    picked = np.take_along_axis(probs, batch()["label"][..., None], axis=-1)
+    differences = []
+    for image, (quarters, flipped, noise) in zip(
+        data["unlabelled_image"], draws, strict=True
+    ):
+        moved = softmax(image * student[0] + student[1]), image
+        moved = [np.rot90(values, quarters) for values in moved]
+        moved = [values[::-1] if flipped else values for values in moved]
+        targets = softmax((moved[1] + 0.1 * noise) * teacher[0] + teacher[1])
+        differences.append(np.mean((moved[0] - targets) ** 2))
     weight = np.exp(-5 * (1 - step / 8) ** 2)
-    return total + weight * np.mean(differences)
+    return -np.log(picked).mean() + weight * np.mean(differences)
 
 
 def test_loss_and_gradient_equal_a_float64_oracle():
@@ -114,11 +116,12 @@ def test_loss_and_gradient_equal_a_float64_oracle():
     (value, _), grad = jax.value_and_grad(method.loss, has_aux=True)(
         state.params, state, batch(), key
     )
-    np.testing.assert_allclose(value, oracle(student, teacher, key, 3), rtol=1e-5)
+    draws = list(drawn(key))
+    np.testing.assert_allclose(value, oracle(student, teacher, draws, 3), rtol=1e-5)
     for place in np.ndindex(student.shape):
         nudge = np.zeros(student.shape)
         nudge[place] = 1e-5
-        up, down = (oracle(student + d, teacher, key, 3) for d in (nudge, -nudge))
+        up, down = (oracle(student + d, teacher, draws, 3) for d in (nudge, -nudge))
         found = grad[WEIGHTS[place[0]]][place[1]]
         np.testing.assert_allclose(found, (up - down) / 2e-5, rtol=1e-3, atol=1e-6)
 
