@@ -100,6 +100,7 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
     assert "batch['label'] int32" in stages["finetune"]
     if arm != "scratch":
         assert f"method {arm}," in stages["pretrain"]
+    if arm in ("pcl", "gcl", "simclr"):
         positives = re.search(r"per anchor: mean ([\d.]+), least", stages["pretrain"])
         assert float(positives[1]) >= 1  # the other view of the same slice
 

@@ -38,6 +38,7 @@ SETTINGS = {
     "pcl_concat": dict(
         CONTRAST, views="concat", position_threshold=0.35, threshold_mode="float64"
     ),
+    "rotation": {},
     "supervised": {},
 }
 
@@ -63,7 +64,8 @@ def make(name: str, axis_name: str | None) -> Method:
     if name == "supervised":
         model = models.make("unet2d", num_classes=3, **common)
     else:
-        model = models.make("unet2d_contrast", out_dim=8, **common)
+        out_dim = 4 if name == "rotation" else 8
+        model = models.make("unet2d_contrast", out_dim=out_dim, **common)
     return methods.make(
         name.split("_")[0],
         model=model,

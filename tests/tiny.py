@@ -52,16 +52,21 @@ def tiny_config(raw_dir: Path, store_dir: Path) -> ml_collections.ConfigDict:
 
 
 def tiny_args(
-    raw_dir: Path, store_dir: Path, workdir: Path, **more: object
+    raw_dir: Path,
+    store_dir: Path,
+    workdir: Path,
+    *,
+    arm: str = "pcl",
+    **more: object,
 ) -> list[str]:
-    """Arguments of pclseg.main for `tiny_config`.
+    """Arguments of pclseg.main for `tiny_config`, or for configs/ARM_phantom.py.
 
     Keys of `more` are those of the config with `__` for a dot.
     """
     values = tiny_overrides(raw_dir, store_dir)
     values |= {key.replace("__", "."): value for key, value in more.items()}
     return [
-        f"--config={CONFIG}",
+        f"--config={CONFIG.with_name(f'{arm}_phantom.py')}",
         f"--workdir={workdir}",
         *(f"--config.{key}={value}" for key, value in values.items()),
     ]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pclseg.models import layers
-from pclseg.models.heads import Logits, ProjectionHead
+from pclseg.models.heads import Logits, ProjectionHead, global_average
 
 Array = jax.Array
 
@@ -177,14 +177,20 @@ class UNet2DContrast(nn.Module):
     bn_groups: int
     axis_name: str | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        """Names the parts as they stand in checkpoints."""
+        self.encoder = Encoder(self.width, self.dtype, self.bn_groups, self.axis_name)
+        self.head = ProjectionHead(self.out_dim)
+
     def __call__(self, images: Array, train: bool) -> Array:
         """[B, H, W, 1] float, H and W multiples of 16 -> [B, D] float32, of any length.
 
         With `train`, apply with `mutable=["batch_stats"]`.
         """
-        encoder = Encoder(
-            self.width, self.dtype, self.bn_groups, self.axis_name, name="encoder"
-        )
-        centre, _ = encoder(images, train=train)
-        return ProjectionHead(self.out_dim, name="head")(centre)
+        centre, _ = self.encoder(images, train=train)
+        return self.head(centre)
+
+    def features(self, images: Array, train: bool) -> Array:
+        """Like `__call__`, but the pooled centre: [B, 16 width] float32."""
+        centre, _ = self.encoder(images, train=train)
+        return global_average(centre)
