@@ -32,6 +32,26 @@ class ProjectionHead(nn.Module):
         return layers.dense(self.out_dim, fan_in=channels, name="dense2")(nn.relu(x))
 
 
+class JigsawHead(nn.Module):
+    """A projection of every patch; a dense layer over all of them in their order.
+
+    Attributes:
+        out_dim: D, of the projections and of the embedding.
+    """
+
+    out_dim: int
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        """[B, P, H, W, C] of any float -> [B, D] float32, not of unit length."""
+        rows, patches = features.shape[:2]
+        flat = features.reshape(-1, *features.shape[2:])
+        projected = ProjectionHead(self.out_dim, name="patch")(flat)
+        joined = projected.reshape(rows, patches * self.out_dim)
+        fan_in = joined.shape[-1]
+        return layers.dense(self.out_dim, fan_in=fan_in, name="join")(joined)
+
+
 class Logits(nn.Module):
     """1 x 1 convolution without bias, accumulated and returned in float32.
 
