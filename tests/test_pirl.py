@@ -364,8 +364,9 @@ def test_a_killed_run_resumes_bitwise_with_its_bank_and_is_finetuned(tmp_path):
                 pretrain__data__crop_size=(48, 48),
                 pretrain__train__steps=12,
                 pretrain__train__checkpoint_every=2,
+                pretrain__augment={"name": "none"},  # compiles in half the time
                 finetune__train__steps=4,
-                finetune__augment={"name": "none"},  # compiles in half the time
+                finetune__augment={"name": "none"},
             ),
             *only,
         ]
@@ -385,4 +386,4 @@ def test_a_killed_run_resumes_bitwise_with_its_bank_and_is_finetuned(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(bank, axis=1), 1, rtol=1e-5)
     for stage in ("pretrain", "finetune"):
         rows = read_rows(tmp_path / "whole" / stage / "metrics.csv")
-        assert all(0 < float(row["loss"]) < 10 for row in rows)
+        assert all(0 < float(row["loss"]) < 25 for row in rows)  # 2 / 0.1 + log 129
