@@ -310,6 +310,7 @@ def build_stages(
     for name in config.stages:
         with _about(f"config.{name}"):
             stages[name] = build_stage(config, name, infos, split, num_classes)
+            stages[name].abstract()  # what its method refuses, it refuses here
     check_transfers(stages)
     return stages
 

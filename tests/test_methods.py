@@ -20,7 +20,8 @@ from pclseg.parts.two_views import warn_of_collapse
 from pclseg.state import TrainState
 from pclseg.train.step import init_state, make_train_step
 
-ROWS, SIZE = 16, 16
+ROWS, SIZE, SLICES = 16, 16, 40
+SIZES = {"pirl": 48}  # nine patches of 16 pixels
 CONTRAST = dict(temperature=0.1, base_temperature=0.07, views="separate")
 SPATIAL = dict(
     name="spatial",
@@ -38,6 +39,14 @@ SETTINGS = {
     "pcl_concat": dict(
         CONTRAST, views="concat", position_threshold=0.35, threshold_mode="float64"
     ),
+    "pirl": dict(
+        temperature=0.1,
+        num_negatives=5,
+        jigsaw_weight=0.5,
+        bank_momentum=0.5,
+        patch_size=16,
+    ),
+    "rotation": {},
     "supervised": {},
     "mixup": dict(alpha=0.1),
     # and with it mean_teacher, to which test_tcsm.py shows it equal
@@ -52,18 +61,20 @@ SETTINGS = {
 SEGMENTS = ("supervised", "mixup", "tcsm")
 
 
-def batch(draw: int = 0) -> dict[str, np.ndarray]:
+def batch(draw: int = 0, size: int = SIZE) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(draw)
     index = rng.integers(0, 9, ROWS).astype(np.int32)
     count = rng.integers(9, 12, ROWS).astype(np.int32)
     return {
-        "image": rng.normal(size=(ROWS, SIZE, SIZE, 1)).astype(np.float32),
-        "label": rng.integers(0, 3, (ROWS, SIZE, SIZE)).astype(np.int32),
+        "image": rng.normal(size=(ROWS, size, size, 1)).astype(np.float32),
+        "label": rng.integers(0, 3, (ROWS, size, size)).astype(np.int32),
         "index": index,
         "count": count,
         "position_bits": slices.position_bits(slices.position(index, count)),
         "partition": slices.partition(index, count),
         "unlabelled_image": rng.normal(size=(8, SIZE, SIZE, 1)).astype(np.float32),
+        "slice": rng.integers(0, SLICES, ROWS).astype(np.int32),
+        "num_slices": np.full(ROWS, SLICES, np.int32),
     }
 
 
@@ -74,7 +85,9 @@ def make(name: str, axis_name: str | None) -> Method:
     if name in SEGMENTS:
         model = models.make("unet2d", num_classes=3, **common)
     else:
-        model = models.make("unet2d_contrast", out_dim=8, **common)
+        network = "unet2d_jigsaw" if name == "pirl" else "unet2d_contrast"
+        out_dim = 4 if name == "rotation" else 8
+        model = models.make(network, out_dim=out_dim, **common)
     return methods.make(
         name if name in SEGMENTS else name.split("_")[0],
         model=model,
@@ -140,7 +153,7 @@ def compiled(name: str, num_devices: int):
 def run(name: str, num_devices: int, steps: int = 2, draw: int = 0):
     """(losses, final state, metrics) after some steps on so many devices."""
     method, tx, step = compiled(name, num_devices)
-    data = batch(draw)
+    data = batch(draw, SIZES.get(name, SIZE))
     check_batch(data, method.batch_keys)
     data = {key: data[key] for key in method.batch_keys}
     state = init_state(method, tx, jax.random.key(1), data)

@@ -415,7 +415,7 @@ def arguments(folder, name):
         folder / "raw",
         folder / "store",
         folder / name,
-        config=ROOT / "configs" / "pcl_tcsm_phantom.py",
+        arm="pcl_tcsm",
         stages=("finetune",),
         finetune__init_from="",
         finetune__data__unlabelled_batch_size=4,

@@ -56,17 +56,17 @@ def tiny_args(
     store_dir: Path,
     workdir: Path,
     *,
-    config: Path = CONFIG,
+    arm: str = "pcl",
     **more: object,
 ) -> list[str]:
-    """Arguments of pclseg.main for `config`, made tiny.
+    """Arguments of pclseg.main for `tiny_config`, or for configs/ARM_phantom.py.
 
     Keys of `more` are those of the config with `__` for a dot.
     """
     values = tiny_overrides(raw_dir, store_dir)
     values |= {key.replace("__", "."): value for key, value in more.items()}
     return [
-        f"--config={config}",
+        f"--config={CONFIG.with_name(f'{arm}_phantom.py')}",
         f"--workdir={workdir}",
         *(f"--config.{key}={value}" for key, value in values.items()),
     ]

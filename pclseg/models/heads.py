@@ -9,6 +9,11 @@ from pclseg.models import layers
 Array = jax.Array
 
 
+def global_average(features: Array) -> Array:
+    """[B, H, W, C] of any float -> [B, C] float32, the mean over all places."""
+    return features.astype(jnp.float32).mean(axis=(1, 2))
+
+
 class ProjectionHead(nn.Module):
     """Global average, dense layer, ReLU, dense layer; all in float32.
 
@@ -22,9 +27,29 @@ class ProjectionHead(nn.Module):
     def __call__(self, features: Array) -> Array:
         """[B, H, W, C] of any float -> [B, out_dim] float32, not of unit length."""
         channels = features.shape[-1]
-        x = features.astype(jnp.float32).mean(axis=(1, 2))
+        x = global_average(features)
         x = layers.dense(channels, fan_in=channels, name="dense1")(x)
         return layers.dense(self.out_dim, fan_in=channels, name="dense2")(nn.relu(x))
+
+
+class JigsawHead(nn.Module):
+    """A projection of every patch; a dense layer over all of them in their order.
+
+    Attributes:
+        out_dim: D, of the projections and of the embedding.
+    """
+
+    out_dim: int
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        """[B, P, H, W, C] of any float -> [B, D] float32, not of unit length."""
+        rows, patches = features.shape[:2]
+        flat = features.reshape(-1, *features.shape[2:])
+        projected = ProjectionHead(self.out_dim, name="patch")(flat)
+        joined = projected.reshape(rows, patches * self.out_dim)
+        fan_in = joined.shape[-1]
+        return layers.dense(self.out_dim, fan_in=fan_in, name="join")(joined)
 
 
 class Logits(nn.Module):

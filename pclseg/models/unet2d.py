@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pclseg.models import layers
-from pclseg.models.heads import Logits, ProjectionHead
+from pclseg.models.heads import JigsawHead, Logits, ProjectionHead, global_average
 
 Array = jax.Array
 
@@ -177,14 +177,48 @@ class UNet2DContrast(nn.Module):
     bn_groups: int
     axis_name: str | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        """Names the parts as they stand in checkpoints."""
+        self.encoder = Encoder(self.width, self.dtype, self.bn_groups, self.axis_name)
+        self.head = ProjectionHead(self.out_dim)
+
     def __call__(self, images: Array, train: bool) -> Array:
         """[B, H, W, 1] float, H and W multiples of 16 -> [B, D] float32, of any length.
 
         With `train`, apply with `mutable=["batch_stats"]`.
         """
-        encoder = Encoder(
-            self.width, self.dtype, self.bn_groups, self.axis_name, name="encoder"
-        )
-        centre, _ = encoder(images, train=train)
-        return ProjectionHead(self.out_dim, name="head")(centre)
+        centre, _ = self.encoder(images, train=train)
+        return self.head(centre)
+
+    def features(self, images: Array, train: bool) -> Array:
+        """Like `__call__`, but the pooled centre: [B, 16 width] float32."""
+        centre, _ = self.encoder(images, train=train)
+        return global_average(centre)
+
+
+class UNet2DJigsaw(UNet2DContrast):
+    """The same with a second head, which embeds a slice by its patches."""
+
+    def setup(self) -> None:
+        """Names the parts as they stand in checkpoints."""
+        super().setup()
+        self.jigsaw_head = JigsawHead(self.out_dim)
+
+    def pair(self, images: Array, patches: Array, train: bool) -> tuple[Array, Array]:
+        """Embeds images and, in a second pass of the encoder, patches of them.
+
+        Each pass has its own batch statistics, over B images and over P B patches; with
+        `train` both move the running averages, the images first.
+
+        Args:
+            images: [B, H, W, 1] float, H and W multiples of 16.
+            patches: [B, P, S, S, 1] float, S a multiple of 16.
+            train: apply with `mutable=["batch_stats"]` if so.
+
+        Returns:
+            Two embeddings [B, D] float32, of any length: of images and of patches.
+        """
+        embedding = self(images, train=train)
+        centre, _ = self.encoder(patches.reshape(-1, *patches.shape[2:]), train=train)
+        features = centre.reshape(*patches.shape[:2], *centre.shape[1:])
+        return embedding, self.jigsaw_head(features)

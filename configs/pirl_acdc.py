@@ -1,0 +1,29 @@
+"""PIRL instead of PCL; all else as `pcl_acdc.py`.
+
+python -m pclseg.main --config=configs/pirl_acdc.py --workdir=runs/pirl_acdc
+
+A slice and its nine patches enter a step, about as many pixels as PCL's two views. The
+settings are those of the code of PCL's first author for PIRL; its authors' own are
+temperature 0.07 and 32000 negatives.
+"""
+
+import ml_collections
+
+from pclseg.config import sibling
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; `arg` as in `pcl_acdc.py`."""
+    config = sibling(__file__, "pcl_acdc.py", arg)
+    config.arm = "pirl"
+    crop = config.pretrain.data.crop_size[0]
+    config.pretrain.method = dict(
+        name="pirl",
+        temperature=0.1,
+        num_negatives=128,
+        jigsaw_weight=0.5,
+        bank_momentum=0.5,
+        patch_size=crop // 48 * 16,  # 112 in cells of 117 pixels, or 32 in cells of 32
+    )
+    config.pretrain.model.name = "unet2d_jigsaw"
+    return config
