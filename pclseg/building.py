@@ -250,6 +250,18 @@ def _check_fits(
             f"model.num_classes is {classes}, but the dataset has {num_classes}"
             f" classes, background included; set model.num_classes={num_classes}."
         )
+    volumes = method.min_volumes
+    if volumes and (
+        stage.data.sampling != "partitions"
+        or stage.data.batch_size < volumes * slices.PARTITIONS
+    ):
+        raise UserError(
+            f"data.sampling is {stage.data.sampling!r} and data.batch_size is"
+            f" {stage.data.batch_size}, but method {what!r} needs"
+            f" {volumes} or more volumes with a slice of every partition; set"
+            " data.sampling=partitions and data.batch_size to"
+            f" {volumes * slices.PARTITIONS} or more."
+        )
     unlabelled = stage.data.unlabelled_batch_size
     if unlabelled and "unlabelled_image" not in method.batch_keys:
         raise UserError(

@@ -47,7 +47,7 @@ def finished():
 
 
 def _dry_run(capsys, trees, name, more, arg):
-    arm, data = name.split("_")
+    arm, data = name.rsplit("_", 1)
     args = [f"--config={ROOT}/configs/{name}.py:{arg}", "--dry_run", "--devices=1"]
     args.append("--config.data.pipeline=numpy")
     if data == "phantom":
@@ -71,7 +71,9 @@ def _dry_run(capsys, trees, name, more, arg):
 
 
 SIZES = {"acdc": ("size=paper", "size=cpu"), "nifti": ("size=gpu", "size=cpu")}
-RUNS = [(name, arg) for name in FILES for arg in SIZES.get(name.split("_")[1], [""])]
+RUNS = [
+    (name, arg) for name in FILES for arg in SIZES.get(name.rsplit("_", 1)[1], [""])
+]
 
 
 @pytest.mark.parametrize(("name", "arg"), RUNS)
@@ -79,7 +81,7 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
     name, arg, dry_run, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)  # where relative folders would appear
-    arm, data = name.split("_")
+    arm, data = name.rsplit("_", 1)
     more = ["--config.finetune.model.num_classes=3"] if data == "nifti" else []
     stages, lines = dry_run(name, *more, arg=arg)
     assert list(tmp_path.iterdir()) == []

@@ -38,6 +38,9 @@ SETTINGS = {
     "pcl_concat": dict(
         CONTRAST, views="concat", position_threshold=0.35, threshold_mode="float64"
     ),
+    "gcl_proper": dict(
+        variant="GD", augmentations=1, temperature=0.1, views="separate"
+    ),
     "supervised": {},
 }
 
@@ -65,7 +68,7 @@ def make(name: str, axis_name: str | None) -> Method:
     else:
         model = models.make("unet2d_contrast", out_dim=8, **common)
     return methods.make(
-        name.split("_")[0],
+        name if name in SETTINGS and not name.startswith("pcl") else name.split("_")[0],
         model=model,
         augment=augment.make(**SPATIAL),
         axis_name=axis_name,

@@ -48,6 +48,8 @@ class Method:
         predict: (state, images [B, H, W, 1]) -> logits [B, H, W, K], or None.
         embed: (state, images [B, H, W, 1]) -> embedding [B, D] unit length, or None.
         positives: batch without images -> number of positives of every anchor, or None.
+        min_volumes: volumes that a batch must hold, each with one slice of every
+            partition (`data.sampling="partitions"`); 0 where any slices will do.
         diagnose: logged metrics -> a warning for the user, or None.
     """
 
@@ -58,4 +60,5 @@ class Method:
     predict: Callable[[TrainState, Array], Array] | None = None
     embed: Callable[[TrainState, Array], Array] | None = None
     positives: Callable[[Batch], Array] | None = None
+    min_volumes: int = 0
     diagnose: Callable[[Mapping[str, float]], str | None] = _nothing_to_say
