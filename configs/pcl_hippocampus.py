@@ -56,6 +56,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.pretrain = dict(
         init_from="",
+        init_parts=("encoder",),
         data=dict(
             subset="train",
             crop_size=(48, 48),
@@ -88,11 +89,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             momentum=0.9,
             weight_decay=1e-5,
             warmup_steps=50,
+            frozen=(),
         ),
         train=dict(epochs=0, steps=1000, log_every=50, checkpoint_every=200, keep=2),
     )
     config.finetune = dict(
         init_from="pretrain",
+        init_parts=("encoder",),
         data=dict(
             subset="labelled",
             crop_size=(48, 48),
@@ -114,6 +117,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             momentum=0.9,
             weight_decay=1e-5,
             warmup_steps=0,
+            frozen=(),
         ),
         train=dict(epochs=0, steps=1500, log_every=50, checkpoint_every=200, keep=2),
     )

@@ -332,7 +332,7 @@ def check_transfers(stages: Mapping[str, Stage]) -> None:
                 transfer(
                     weights(source.abstract()),
                     weights(stage.abstract()),
-                    prefix="encoder",
+                    parts=stage.config.init_parts,
                 )
 
 
@@ -355,7 +355,7 @@ def check_sources(
                 transfer(
                     {"params": params, "batch_stats": batch_stats},
                     weights(stage.abstract()),
-                    prefix="encoder",
+                    parts=stage.config.init_parts,
                 )
 
 

@@ -41,7 +41,13 @@ SETTINGS = {
     "gcl_proper": dict(
         variant="GD", augmentations=1, temperature=0.1, views="separate"
     ),
+    "gcl_local": dict(near_regions=5, temperature=0.1, views="separate"),
     "supervised": {},
+}
+FILES = {"pcl_exact": "pcl", "pcl_concat": "pcl"}
+MODELS = {
+    "supervised": ("unet2d", {"num_classes": 3}),
+    "gcl_local": ("unet2d_local", {"out_dim": 8}),
 }
 
 
@@ -63,13 +69,10 @@ def make(name: str, axis_name: str | None) -> Method:
     common = dict(dtype="float32", width=2, bn_groups=1, axis_name=axis_name)
     if name == "toy":
         return toy(axis_name)
-    if name == "supervised":
-        model = models.make("unet2d", num_classes=3, **common)
-    else:
-        model = models.make("unet2d_contrast", out_dim=8, **common)
+    model, fields = MODELS.get(name, ("unet2d_contrast", {"out_dim": 8}))
     return methods.make(
-        name if name in SETTINGS and not name.startswith("pcl") else name.split("_")[0],
-        model=model,
+        FILES.get(name, name),
+        model=models.make(model, **fields, **common),
         augment=augment.make(**SPATIAL),
         axis_name=axis_name,
         **SETTINGS[name],

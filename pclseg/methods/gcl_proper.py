@@ -138,7 +138,7 @@ def make(
 
     return Method(
         batch_keys=frozenset({"image", "partition"}),
-        init=init_network(model),
+        init=init_network(model, num_axes=2, expected="unet2d_contrast"),
         loss=loss,
         embed=embed_slices(model),
         positives=count_positives,

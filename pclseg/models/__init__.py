@@ -11,6 +11,7 @@ from pclseg.named import checked_call
 _MODELS: dict[str, type[nn.Module]] = {
     "unet2d": unet2d.UNet2D,
     "unet2d_contrast": unet2d.UNet2DContrast,
+    "unet2d_local": unet2d.UNet2DLocal,
 }
 _DTYPES = ("float32", "bfloat16")
 

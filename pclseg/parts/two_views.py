@@ -106,7 +106,7 @@ def two_views(
 
     return Method(
         batch_keys=frozenset({"image"}) | attributes,
-        init=init_network(model),
+        init=init_network(model, num_axes=2, expected="unet2d_contrast"),
         loss=loss,
         embed=embed_slices(model),
         positives=count_positives,

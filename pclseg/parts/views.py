@@ -33,11 +33,21 @@ def check_views(model: Any, views: str) -> None:
         )
 
 
-def init_network(model: Any) -> Callable[[Array, Batch], tuple[Tree, Tree, Tree]]:
-    """`Method.init` of a method whose whole state is that of its network."""
+def init_network(
+    model: Any, *, num_axes: int, expected: str
+) -> Callable[[Array, Batch], tuple[Tree, Tree, Tree]]:
+    """`Method.init` of a method whose whole state is that of its network.
+
+    It raises UserError, naming the model `expected`, unless the model's result has
+    `num_axes`: [B, D] for embeddings of slices, [B, R, D] for those of regions.
+    """
 
     def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
-        variables = model.init(key, batch["image"], train=False)
+        z, variables = model.init_with_output(key, batch["image"], train=False)
+        if z.ndim != num_axes:
+            raise UserError(
+                f"method.name does not go with this model; use model.name={expected!r}."
+            )
         return variables["params"], {"batch_stats": variables["batch_stats"]}, {}
 
     return init
