@@ -1,6 +1,7 @@
-"""GCL proper with its second stage, the local loss; else `gcl_proper_acdc.py`.
+r"""GCL proper with its second stage, the local loss; else `gcl_proper_acdc.py`.
 
-python -m pclseg.main --config=configs/gcl_local_acdc.py --workdir=runs/gcl_local_acdc
+python -m pclseg.main --config=configs/gcl_local_acdc.py \
+    --workdir=runs/gcl_local_acdc
 
 Pre-training takes twice the steps of the other arms: `local` as many as `pretrain`.
 """

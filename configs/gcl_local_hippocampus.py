@@ -1,6 +1,7 @@
-"""GCL proper with its second stage, the local loss; else `gcl_proper_hippocampus.py`.
+r"""GCL proper with its second stage, the local loss; else `gcl_proper_hippocampus.py`.
 
-python -m pclseg.main --config=configs/gcl_local_hippocampus.py --workdir=runs/gcl_local_hippocampus
+python -m pclseg.main --config=configs/gcl_local_hippocampus.py \
+    --workdir=runs/gcl_local_hippocampus
 
 Pre-training takes twice the steps of the other arms: `local` as many as `pretrain`.
 """

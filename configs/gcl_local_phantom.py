@@ -1,6 +1,7 @@
-"""GCL proper with its second stage, the local loss; else `gcl_proper_phantom.py`.
+r"""GCL proper with its second stage, the local loss; else `gcl_proper_phantom.py`.
 
-python -m pclseg.main --config=configs/gcl_local_phantom.py --workdir=runs/gcl_local_phantom
+python -m pclseg.main --config=configs/gcl_local_phantom.py \
+    --workdir=runs/gcl_local_phantom
 
 Pre-training takes twice the steps of the other arms: `local` as many as `pretrain`.
 """

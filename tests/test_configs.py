@@ -88,8 +88,8 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
     assert lines[0].startswith("dataset ")
     assert lines[1].startswith("slices along axis ")
     assert lines[2].startswith("split: fold 0; ")
-    expected = ["finetune"] if arm == "scratch" else ["pretrain", "finetune"]
-    assert list(stages) == expected
+    first = {"scratch": [], "gcl_local": ["pretrain", "local"]}.get(arm, ["pretrain"])
+    assert list(stages) == [*first, "finetune"]
     for text in stages.values():
         for fact in (
             r"\d+ slices of \d+ volumes",
@@ -100,8 +100,12 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
         ):
             assert re.search(fact, text), text
     assert "batch['label'] int32" in stages["finetune"]
-    if arm != "scratch":
+    if arm == "gcl_local":
+        assert "method gcl_proper," in stages["pretrain"]
+        assert "method gcl_local," in stages["local"]
+    elif arm != "scratch":
         assert f"method {arm}," in stages["pretrain"]
+    if arm != "scratch":
         positives = re.search(r"per anchor: mean ([\d.]+), least", stages["pretrain"])
         assert float(positives[1]) >= 1  # the other view of the same slice
 

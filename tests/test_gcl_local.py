@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_methods import ROWS, SETTINGS, batch, make
+from test_methods import ROWS, SETTINGS, batch
 from tiny import OVERRIDES, ROOT
 from tiny_nifti import call_main
 
-from pclseg import methods, models, regions
+from pclseg import augment, methods, models, regions
 from pclseg.errors import UserError
 from pclseg.losses.contrastive import unit_length
 from pclseg.models.heads import RegionHead
+from pclseg.state import TrainState
 from pclseg.train import optimizer
 from pclseg.train.checkpoint import load_weights
 from pclseg.train.metrics import read_rows
@@ -94,7 +95,7 @@ def test_loss_equals_naive_loops():
         **SETTINGS["gcl_local"],
     )
     images = np.random.default_rng(0).normal(size=(3, 13, 4, 1)).astype(np.float32)
-    state = init_state(make("simclr", None), optax.sgd(0.1), jax.random.key(0), batch())
+    state = TrainState(step=0, params={}, opt_state={}, model_state={}, method_state={})
     value, aux = method.loss({}, state, {"image": images}, jax.random.key(5))
     versions = [
         images[..., 0]
@@ -113,8 +114,23 @@ def test_loss_equals_naive_loops():
     )
 
 
+def plain_method():
+    """The method on a small network, with an augmentation that compiles fast."""
+    return methods.make(
+        "gcl_local",
+        model=models.make(
+            "unet2d_local", width=2, out_dim=8, dtype="float32", bn_groups=1
+        ),
+        augment=augment.make(
+            "intensity", brightness=(-0.3, 0.3), contrast=(0.7, 1.3), clip=()
+        ),
+        axis_name=None,
+        **SETTINGS["gcl_local"],
+    )
+
+
 def test_encoder_stays_to_the_bit_and_the_decoder_learns():
-    method = make("gcl_local", None)
+    method, data = plain_method(), {"image": batch()["image"][:4]}
     tx, _ = optimizer.make(
         name="adam",
         peak_lr=0.01,
@@ -125,52 +141,35 @@ def test_encoder_stays_to_the_bit_and_the_decoder_learns():
         frozen=("encoder",),
         total_steps=10,
     )
-    start = init_state(method, tx, jax.random.key(1), batch())
+    start = init_state(method, tx, jax.random.key(1), data)
+    gradient, _ = jax.jit(jax.grad(method.loss, has_aux=True))(
+        start.params, start, data, jax.random.key(2)
+    )
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient["encoder"]))
     step = jax.jit(make_train_step(method, tx, None))
     state = start
     for _ in range(2):
-        state, metrics = step(state, {"image": batch()["image"]}, jax.random.key(2))
+        state, metrics = step(state, data, jax.random.key(2))
     assert np.isfinite(metrics["loss"])
-    before, after = (
-        {"params": s.params, "batch_stats": s.model_state["batch_stats"]}
-        for s in (start, state)
-    )
-    for tree in ("params", "batch_stats"):
-        jax.tree.map(
-            np.testing.assert_array_equal,
-            before[tree]["encoder"],
-            after[tree]["encoder"],
-        )
+    for before, after in (
+        (start.params, state.params),
+        (start.model_state["batch_stats"], state.model_state["batch_stats"]),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, before["encoder"], after["encoder"])
         changed = jax.tree.map(
-            lambda a, b: bool((a != b).any()),
-            before[tree]["decoder"],
-            after[tree]["decoder"],
+            lambda a, b: bool((a != b).any()), before["decoder"], after["decoder"]
         )
-        assert any(jax.tree.leaves(changed)), tree
+        assert any(jax.tree.leaves(changed))
 
 
-def test_no_gradient_reaches_the_encoder():
-    method = make("gcl_local", None)
-    state = init_state(method, optax.sgd(0.1), jax.random.key(1), batch())
-    gradient, _ = jax.jit(jax.grad(method.loss, has_aux=True))(
-        state.params, state, {"image": batch()["image"]}, jax.random.key(2)
-    )
-    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient["encoder"]))
-    assert any(leaf.any() for leaf in jax.tree.leaves(gradient["decoder"]["up4"]))
+def shapes(name, **fields):
+    model = models.make(name, width=2, dtype="float32", bn_groups=1, **fields)
+    images = jnp.zeros((1, 16, 16, 1))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
 
 
 def test_names_are_those_of_the_segmentation_network():
-    local, whole = (
-        jax.eval_shape(
-            lambda model=models.make(name, width=2, dtype="float32", bn_groups=1, **k): (
-                model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)), train=False)
-            )
-        )
-        for name, k in (
-            ("unet2d_local", {"out_dim": 8}),
-            ("unet2d", {"num_classes": 3}),
-        )
-    )
+    local, whole = shapes("unet2d_local", out_dim=8), shapes("unet2d", num_classes=3)
     for tree in ("params", "batch_stats"):
         assert local[tree]["encoder"] == whole[tree]["encoder"]
         for layer, leaves in local[tree]["decoder"].items():
@@ -180,7 +179,7 @@ def test_names_are_those_of_the_segmentation_network():
 
 
 def test_embedding_of_a_slice_has_unit_length():
-    method = make("gcl_local", None)
+    method = plain_method()
     state = init_state(method, optax.sgd(0.1), jax.random.key(1), batch())
     z = method.embed(state, batch()["image"])
     assert z.shape == (ROWS, 13 * 8)
