@@ -60,6 +60,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.finetune = dict(
         init_from=given.source,
+        init_parts=("encoder",),
         data=dict(
             subset="labelled",
             crop_size=(352, 352),
@@ -88,6 +89,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             momentum=0.9,
             weight_decay=1e-5,
             warmup_steps=0,
+            frozen=(),
         ),
         train=dict(epochs=100, steps=0, log_every=50, checkpoint_every=500, keep=2),
     )

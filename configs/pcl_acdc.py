@@ -91,6 +91,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.pretrain = dict(
         init_from="",
+        init_parts=("encoder",),
         data=dict(
             subset="train",
             crop_size=size["crop_size"],
@@ -123,11 +124,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             momentum=0.9,
             weight_decay=1e-5,
             warmup_steps=size["warmup_steps"],
+            frozen=(),
         ),
         train=size["pretrain"],
     )
     config.finetune = dict(
         init_from="pretrain",
+        init_parts=("encoder",),
         data=dict(
             subset="labelled",
             crop_size=size["crop_size"],
@@ -153,6 +156,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             momentum=0.9,
             weight_decay=1e-5,
             warmup_steps=0,
+            frozen=(),
         ),
         train=size["finetune"],
     )

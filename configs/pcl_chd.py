@@ -54,6 +54,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.pretrain = dict(
         init_from="",
+        init_parts=("encoder",),
         data=dict(
             subset="train",
             crop_size=(512, 512),
@@ -93,11 +94,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             momentum=0.9,
             weight_decay=1e-5,
             warmup_steps=0,
+            frozen=(),
         ),
         train=dict(epochs=300, steps=0, log_every=50, checkpoint_every=1000, keep=2),
     )
     config.finetune = dict(
         init_from="pretrain",
+        init_parts=("encoder",),
         data=dict(
             subset="labelled",
             crop_size=(512, 512),
@@ -119,6 +122,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             momentum=0.9,
             weight_decay=1e-5,
             warmup_steps=0,
+            frozen=(),
         ),
         train=dict(epochs=100, steps=0, log_every=50, checkpoint_every=500, keep=2),
     )

@@ -58,6 +58,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.pretrain = dict(
         init_from="",
+        init_parts=("encoder",),
         data=dict(
             subset="train",
             crop_size=(48, 48),
@@ -90,11 +91,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             momentum=0.9,
             weight_decay=1e-5,
             warmup_steps=50,
+            frozen=(),
         ),
         train=dict(epochs=0, steps=1000, log_every=50, checkpoint_every=200, keep=2),
     )
     config.finetune = dict(
         init_from="pretrain",
+        init_parts=("encoder",),
         data=dict(
             subset="labelled",
             crop_size=(48, 48),
@@ -116,6 +119,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             momentum=0.9,
             weight_decay=1e-5,
             warmup_steps=0,
+            frozen=(),
         ),
         train=dict(epochs=0, steps=1500, log_every=50, checkpoint_every=200, keep=2),
     )

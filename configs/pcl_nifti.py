@@ -126,6 +126,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.pretrain = dict(
         init_from="",
+        init_parts=("encoder",),
         data=dict(
             subset="train",  # all volumes but those held out
             crop_size=(crop, crop),
@@ -160,11 +161,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             momentum=0.9,
             weight_decay=1e-5,
             warmup_steps=100,
+            frozen=(),
         ),
         train=size["pretrain"],
     )
     config.finetune = dict(
         init_from="pretrain",  # or RUN/pretrain of another run
+        init_parts=("encoder",),
         data=dict(
             subset="labelled",  # the drawn patients
             crop_size=(crop, crop),
@@ -190,6 +193,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             momentum=0.9,
             weight_decay=1e-5,
             warmup_steps=0,
+            frozen=(),
         ),
         train=size["finetune"],
     )

@@ -53,6 +53,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.pretrain = dict(
         init_from="",
+        init_parts=("encoder",),
         data=dict(
             subset="train",
             crop_size=(64, 64),
@@ -85,11 +86,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             momentum=0.9,
             weight_decay=1e-5,
             warmup_steps=50,
+            frozen=(),
         ),
         train=dict(epochs=0, steps=400, log_every=50, checkpoint_every=100, keep=2),
     )
     config.finetune = dict(
         init_from="pretrain",
+        init_parts=("encoder",),
         data=dict(
             subset="labelled",
             crop_size=(64, 64),
@@ -109,6 +112,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             momentum=0.9,
             weight_decay=1e-5,
             warmup_steps=0,
+            frozen=(),
         ),
         train=dict(epochs=0, steps=700, log_every=100, checkpoint_every=100, keep=2),
     )

@@ -17,7 +17,11 @@ KEYS: dict[str, tuple[str, int, str]] = {
         2,
         "[B, 3] float64 (index + 1) / count as words of weight 2^-31, 2^-63, 2^-95",
     ),
-    "partition": ("int32", 1, "[B] height class 1..4 of the slice"),
+    "partition": (
+        "int32",
+        1,
+        "[B] height class 1..4, by which the slice was drawn or is",
+    ),
     "slice": ("int32", 1, "[B] number of the slice among those of the stage"),
     "num_slices": ("int32", 1, "[B] how many slices the stage has"),
 }

@@ -256,6 +256,18 @@ def _check_fits(
             f"data.crop_size is {(height, width)}, but method {what!r} turns slices by"
             f" 90 degrees; set it to a square, such as {(max(height, width),) * 2}."
         )
+    volumes = method.min_volumes
+    if volumes and (
+        stage.data.sampling != "partitions"
+        or stage.data.batch_size < volumes * slices.PARTITIONS
+    ):
+        raise UserError(
+            f"data.sampling is {stage.data.sampling!r} and data.batch_size is"
+            f" {stage.data.batch_size}, but method {what!r} needs"
+            f" {volumes} or more volumes with a slice of every partition; set"
+            " data.sampling=partitions and data.batch_size to"
+            f" {volumes * slices.PARTITIONS} or more."
+        )
     unlabelled = stage.data.unlabelled_batch_size
     if unlabelled and "unlabelled_image" not in method.batch_keys:
         raise UserError(
@@ -327,7 +339,7 @@ def check_transfers(stages: Mapping[str, Stage]) -> None:
                 transfer(
                     weights(source.abstract()),
                     weights(stage.abstract()),
-                    prefix="encoder",
+                    parts=stage.config.init_parts,
                 )
 
 
@@ -350,7 +362,7 @@ def check_sources(
                 transfer(
                     {"params": params, "batch_stats": batch_stats},
                     weights(stage.abstract()),
-                    prefix="encoder",
+                    parts=stage.config.init_parts,
                 )
 
 

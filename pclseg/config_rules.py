@@ -38,6 +38,11 @@ def _are_reals(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(map(_is_real, value))
 
 
+def _are_texts(value: Any) -> bool:
+    is_list = isinstance(value, list | tuple)
+    return is_list and all(isinstance(text, str) and text for text in value)
+
+
 def _is_size(value: Any) -> bool:
     is_pair = isinstance(value, list | tuple) and len(value) == 2
     return is_pair and all(_is_whole(n) and n in range(16, 8193, 16) for n in value)
@@ -126,6 +131,10 @@ _EVALUATE = {
 }
 _STAGE = {
     "init_from": _TEXT,
+    "init_parts": Rule(
+        "names of modules, such as ('encoder',)",
+        lambda v: _are_texts(v) and len(v) > 0,
+    ),
     "data": _SECTION,
     "method": _SECTION,
     "model": _SECTION,
@@ -162,6 +171,7 @@ _OPTIMIZER = {
     "momentum": _real("from 0 to below 1", lambda v: 0 <= v < 1),
     "weight_decay": _NOT_NEGATIVE,
     "warmup_steps": whole(0),
+    "frozen": Rule("() or names of modules, such as ('encoder',)", _are_texts),
 }
 
 

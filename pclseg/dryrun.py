@@ -69,7 +69,7 @@ def _positives_lines(stage: Stage) -> list[str]:
     number = np.concatenate(counts)
     return [
         f"  positives per anchor: mean {number.mean():.1f}, least {number.min()}, most"
-        f" {number.max()} of {2 * stage.plan.batch_size - 1} keys (first {STEPS} steps)"
+        f" {number.max()} of {len(counts[0]) - 1} keys (first {STEPS} steps)"
     ]
 
 

@@ -261,7 +261,7 @@ def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState
         transductive = run.config.data.transductive
         earlier = building.seen_patients(folder, run.split, transductive=transductive)
         seen = sorted({*seen, *earlier})
-        fresh = _transferred(folder, fresh, stage.name)
+        fresh = _transferred(folder, fresh, stage)
     write_json(run.workdir / stage.name / "patients.json", seen)
     return fresh
 
@@ -281,14 +281,20 @@ def _check_followers(run: Run, name: str) -> None:
             )
 
 
-def _transferred(folder: Path, fresh: TrainState, name: str) -> TrainState:
+def _transferred(folder: Path, fresh: TrainState, stage: Stage) -> TrainState:
     step, params, batch_stats = load_weights(folder / "checkpoints")
     merged, receipt = transfer(
         {"params": params, "batch_stats": batch_stats},
         jax.device_get(building.weights(fresh)),
-        prefix="encoder",
+        parts=stage.config.init_parts,
     )
-    log.info("%s: a new start from %s, step %d\n%s", name, folder, step, receipt.text())
+    log.info(
+        "%s: a new start from %s, step %d\n%s",
+        stage.name,
+        folder,
+        step,
+        receipt.text(),
+    )
     return fresh.replace(
         params=merged["params"],
         model_state={**fresh.model_state, "batch_stats": merged["batch_stats"]},

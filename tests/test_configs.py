@@ -128,8 +128,11 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
     assert lines[0].startswith("dataset ")
     assert lines[1].startswith("slices along axis ")
     assert lines[2].startswith("split: fold 0; ")
-    expected = ["pretrain", "finetune"] if has_pretraining(name) else ["finetune"]
-    assert list(stages) == expected
+    arm = name.rpartition("_")[0]
+    first = ["pretrain"] if has_pretraining(name) else []
+    if arm == "gcl_local":
+        first = ["pretrain", "local"]
+    assert list(stages) == [*first, "finetune"]
     for text in stages.values():
         for fact in (
             r"\d+ slices of \d+ volumes",
@@ -140,12 +143,14 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
         ):
             assert re.search(fact, text), text
     assert "batch['label'] int32" in stages["finetune"]
-    arm = name.rpartition("_")[0]
     if arm in SCRATCH[1:]:
         assert f"method {arm}," in stages["finetune"]
     if has_pretraining(name):
-        assert f"method {arm.partition('_')[0]}," in stages["pretrain"]
-    if arm in ("pcl", "gcl", "simclr"):
+        method = {"pcl_tcsm": "pcl", "gcl_local": "gcl_proper"}.get(arm, arm)
+        assert f"method {method}," in stages["pretrain"]
+    if arm == "gcl_local":
+        assert "method gcl_local," in stages["local"]
+    if arm in ("pcl", "gcl", "simclr", "gcl_proper", "gcl_local"):
         positives = re.search(r"per anchor: mean ([\d.]+), least", stages["pretrain"])
         assert float(positives[1]) >= 1  # the other view of the same slice
 

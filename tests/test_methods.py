@@ -47,6 +47,10 @@ SETTINGS = {
         patch_size=16,
     ),
     "rotation": {},
+    "gcl_proper": dict(
+        variant="GD", augmentations=1, temperature=0.1, views="separate"
+    ),
+    "gcl_local": dict(near_regions=5, temperature=0.1, views="separate"),
     "supervised": {},
     "mixup": dict(alpha=0.1),
     # and with it mean_teacher, to which test_tcsm.py shows it equal
@@ -58,7 +62,14 @@ SETTINGS = {
         zoom=(0.9, 1.1),
     ),
 }
+FILES = {"pcl_exact": "pcl", "pcl_concat": "pcl"}
 SEGMENTS = ("supervised", "mixup", "tcsm")
+MODELS = {
+    **dict.fromkeys(SEGMENTS, ("unet2d", {"num_classes": 3})),
+    "rotation": ("unet2d_contrast", {"out_dim": 4}),
+    "pirl": ("unet2d_jigsaw", {"out_dim": 8}),
+    "gcl_local": ("unet2d_local", {"out_dim": 8}),
+}
 
 
 def batch(draw: int = 0, size: int = SIZE) -> dict[str, np.ndarray]:
@@ -82,15 +93,10 @@ def make(name: str, axis_name: str | None) -> Method:
     common = dict(dtype="float32", width=2, bn_groups=1, axis_name=axis_name)
     if name == "toy":
         return toy(axis_name)
-    if name in SEGMENTS:
-        model = models.make("unet2d", num_classes=3, **common)
-    else:
-        network = "unet2d_jigsaw" if name == "pirl" else "unet2d_contrast"
-        out_dim = 4 if name == "rotation" else 8
-        model = models.make(network, out_dim=out_dim, **common)
+    model, fields = MODELS.get(name, ("unet2d_contrast", {"out_dim": 8}))
     return methods.make(
-        name if name in SEGMENTS else name.split("_")[0],
-        model=model,
+        FILES.get(name, name),
+        model=models.make(model, **fields, **common),
         augment=augment.make(**SPATIAL),
         axis_name=axis_name,
         **SETTINGS[name],

@@ -18,6 +18,7 @@ DEFAULTS = dict(
     momentum=0.9,
     weight_decay=1e-5,
     warmup_steps=0,
+    frozen=(),
     total_steps=1000,
 )
 
@@ -120,3 +121,37 @@ def test_unknown_name_is_refused_with_the_known_ones():
 def test_stage_without_steps_is_refused():
     with pytest.raises(UserError, match="0 steps"):
         _make(total_steps=0)
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_frozen_modules_keep_their_bits_also_under_weight_decay(name):
+    tx, _ = _make(name=name, weight_decay=0.1, frozen=("encoder",))
+    free, _ = _make(name=name, weight_decay=0.1)
+    draw = np.random.default_rng(0).normal
+    start = {
+        part: {"kernel": jnp.asarray(draw(size=(3, 3)), jnp.float32)}
+        for part in ("encoder", "decoder")
+    }
+    ends = []
+    for optimiser in (tx, free):
+        params, state = start, optimiser.init(start)
+        for _ in range(3):
+            updates, state = optimiser.update(params, state, params)
+            params = optax.apply_updates(params, updates)
+        ends.append(params)
+    frozen, moved = ends
+    np.testing.assert_array_equal(
+        frozen["encoder"]["kernel"], start["encoder"]["kernel"]
+    )
+    assert (moved["encoder"]["kernel"] != start["encoder"]["kernel"]).all()
+    np.testing.assert_array_equal(
+        frozen["decoder"]["kernel"], moved["decoder"]["kernel"]
+    )
+
+
+def test_a_frozen_module_that_is_none_is_named():
+    tx, _ = _make(frozen=("encodr",))
+    with pytest.raises(
+        UserError, match="has: decoder, encoder. Did you mean 'encoder'"
+    ):
+        tx.init({"decoder": jnp.ones(2), "encoder": jnp.ones(2)})

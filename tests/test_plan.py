@@ -210,6 +210,7 @@ def test_partitions_draw_one_slice_of_every_quarter_of_whole_volumes():
         assert set(rows.volume.tolist()) <= {0, 1, 3}, "three slices have no quarters"
         assert np.all(rows.volume.reshape(-1, 4) == rows.volume[::4, None])
         assert np.all(rows.index // size == np.tile(np.arange(4), 2))
+        assert np.all(rows.partition == np.tile([1, 2, 3, 4], 2))
         assert np.all(table.index[rows.slice] == rows.index)
         seen |= set(zip(rows.volume.tolist(), rows.index.tolist(), strict=True))
     left_over = {(0, 8), (1, 12), (1, 13)}  # on top of floor(count / 4) * 4 slices

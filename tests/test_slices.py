@@ -161,6 +161,7 @@ def test_attributes_are_those_asked_for():
         volume=np.zeros(10, np.int32),
         index=np.arange(10, dtype=np.int32),
         count=np.full(10, 10, np.int32),
+        partition=slices.partition(np.arange(10), 10),
     )
     values = slices.attributes(rows, {"position_bits", "partition", "index", "image"})
     assert sorted(values) == ["index", "partition", "position_bits"]

@@ -37,7 +37,7 @@ def target():
 
 
 def test_every_encoder_leaf_is_copied_and_no_other(source, target):
-    merged, receipt = transfer(source, target)
+    merged, receipt = transfer(source, target, parts=["encoder"])
     assert jax.tree.structure(merged) == jax.tree.structure(target)
     for path, leaf in traverse_util.flatten_dict(merged).items():
         assert (leaf == (1.0 if path[1] == "encoder" else 0.0)).all(), path
@@ -48,7 +48,7 @@ def test_every_encoder_leaf_is_copied_and_no_other(source, target):
 
 
 def test_receipt_lists_what_was_skipped_and_what_is_fresh(source, target):
-    _, receipt = transfer(source, target)
+    _, receipt = transfer(source, target, parts=["encoder"])
     assert receipt.skipped == (
         ("params/head/dense1/bias", (32,)),
         ("params/head/dense1/kernel", (32, 32)),
@@ -62,7 +62,7 @@ def test_receipt_lists_what_was_skipped_and_what_is_fresh(source, target):
 
 
 def test_text_counts_the_leaves_and_shows_shapes_by_layer(source, target):
-    text = transfer(source, target)[1].text()
+    text = transfer(source, target, parts=["encoder"])[1].text()
     assert text.splitlines()[:3] == [
         f"loaded     52 leaves {_size(target, 'encoder'):>12,} numbers",
         "skipped     4 leaves        1,155 numbers",
@@ -75,7 +75,7 @@ def test_text_counts_the_leaves_and_shows_shapes_by_layer(source, target):
 def test_other_width_is_refused_with_the_first_differing_leaf(source):
     target = _variables("unet2d", 0.0, num_classes=3, width=3)
     with pytest.raises(UserError) as error:
-        transfer(source, target)
+        transfer(source, target, parts=["encoder"])
     message = str(error.value)
     first = next(
         "/".join(path)
@@ -91,16 +91,36 @@ def test_other_width_is_refused_with_the_first_differing_leaf(source):
 def test_missing_and_surplus_leaves_are_refused(source, target):
     del source["params"]["encoder"]["level2"]["conv1"]["bias"]
     with pytest.raises(UserError, match="level2/conv1/bias is missing in the source"):
-        transfer(source, target)
+        transfer(source, target, parts=["encoder"])
     with pytest.raises(UserError, match=r"is \(4,\) in the source, but missing"):
-        transfer(target, source)
+        transfer(target, source, parts=["encoder"])
 
 
-def test_prefix_that_the_target_lacks_is_refused(source, target):
-    with pytest.raises(UserError, match="no 'teacher'"):
-        transfer(source, target, prefix="teacher")
+def test_a_part_that_one_side_lacks_is_refused(source, target):
+    with pytest.raises(UserError, match="weights have no 'decoder' .* encoder, head,"):
+        transfer(source, target, parts=["encoder", "decoder"])
+    with pytest.raises(
+        UserError, match="new network has no 'head' .* decoder, encoder"
+    ):
+        transfer(source, target, parts=["head"])
+    with pytest.raises(UserError, match="weights have no 'enc'"):
+        transfer(source, target, parts=["enc"])
+
+
+def test_layers_of_the_decoder_are_parts(target):
+    local = _variables("unet2d_local", 1.0, out_dim=3)
+    parts = ["encoder", "decoder/up4", "decoder/level4"]
+    merged, receipt = transfer(local, target, parts=parts)
+    for path, leaf in traverse_util.flatten_dict(merged).items():
+        copied = path[1] == "encoder" or path[2] in ("up4", "level4")
+        assert (leaf == (1.0 if copied else 0.0)).all(), path
+    # Beside the encoder two convolutions, two norms, one transposed convolution.
+    assert len(receipt.loaded) == 52 + 2 * 2 + 2 * 4 + 2
+    assert ("batch_stats/decoder/level4/norm1/mean", (16,)) in receipt.loaded
+    with pytest.raises(UserError, match="decoder/level1/.* is missing in the source"):
+        transfer(local, target, parts=["decoder"])
 
 
 def test_inputs_are_left_as_they_were(source, target):
-    transfer(source, target)
+    transfer(source, target, parts=["encoder"])
     assert all((leaf == 0.0).all() for leaf in jax.tree.leaves(target))

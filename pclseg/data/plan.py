@@ -6,6 +6,7 @@ import functools
 import numpy as np
 
 from pclseg.data.slices import PARTITIONS, SliceTable
+from pclseg.data.slices import partition as height_class
 from pclseg.errors import UserError
 
 _MULTIPLE = 16  # the networks halve a slice four times
@@ -24,6 +25,8 @@ class Rows:
         left: [B] int32, first column of the crop in that padded slice.
         slice: [B] int32, number of the slice in the plan's table.
         num_slices: [B] int32, slices of that table.
+        partition: [B] int32 in 1..4, the quarter that the slice was drawn from; its
+            height class, `slices.partition`, where sampling is "slices".
     """
 
     volume: np.ndarray
@@ -33,6 +36,7 @@ class Rows:
     left: np.ndarray
     slice: np.ndarray
     num_slices: np.ndarray
+    partition: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,15 +132,21 @@ class Plan:
         item = draw[self.sampling](int(step))
         table = self.table
         size = np.stack([table.height[item], table.width[item]], axis=1)
+        index, count = table.index[item], table.count[item]
+        partition = {
+            "slices": height_class(index, count),
+            "partitions": (np.arange(len(item)) % PARTITIONS + 1).astype(np.int32),
+        }
         top, left = self._crop_starts(step, size.astype(np.int64)).T
         return Rows(
             volume=table.volume[item],
-            index=table.index[item],
-            count=table.count[item],
+            index=index,
+            count=count,
             top=top,
             left=left,
             slice=item.astype(np.int32),
             num_slices=np.full(len(item), self.num_slices, np.int32),
+            partition=partition[self.sampling],
         )
 
     def _slices(self, step: int) -> np.ndarray:

@@ -127,7 +127,7 @@ def attributes(rows: "Rows", keys: Collection[str]) -> dict[str, np.ndarray]:
         "index": lambda: rows.index,
         "count": lambda: rows.count,
         "position_bits": lambda: position_bits(position(rows.index, rows.count)),
-        "partition": lambda: partition(rows.index, rows.count),
+        "partition": lambda: rows.partition,
         "slice": lambda: rows.slice,
         "num_slices": lambda: rows.num_slices,
     }

@@ -55,10 +55,7 @@ def info_nce(
         [N] float32 (float64 for float64), one loss per anchor; 0, with gradient 0, for
         an anchor without positives.
     """
-    similarity = jnp.matmul(
-        _at_least_float32(anchors), _at_least_float32(keys).T, precision="highest"
-    )
-    logits = similarity / temperature  # [N, M]
+    logits = _similarity(anchors, keys) / temperature  # [N, M]
     # A row without any key would be log 0; it has no positive, so any value will do.
     absent = ignored & ~jnp.all(ignored, axis=-1, keepdims=True)
     logits = jnp.where(absent, -jnp.inf, logits)
@@ -68,6 +65,35 @@ def info_nce(
     total = jnp.sum(jnp.where(positives, log_prob, 0.0), axis=-1)
     count = jnp.maximum(jnp.sum(positives, axis=-1), 1)
     return -(temperature / base_temperature) * total / count
+
+
+def pair_nce(
+    anchors: Array, keys: Array, negatives: Array, *, temperature: float
+) -> Array:
+    """InfoNCE of single pairs, whose other positives are kept out of the softmax.
+
+    loss_ab = -log(exp s_ab / (exp s_ab + sum_{k in N(a)} exp s_ak)), with
+    s_ab = a . b / temperature, for every anchor a and key b.
+    Chaitanya et al. 2020, arXiv 2006.10511, equation 1. No gradient is stopped.
+
+    Args:
+        anchors: [N, D] float, unit length.
+        keys: [M, D] float, unit length; the rows of all devices when there are several.
+        negatives: [N, M] bool, True where the key is a negative of the anchor.
+        temperature: of the softmax, > 0.
+
+    Returns:
+        [N, M] float32 (float64 for float64); 0, with gradient 0, in the row of an
+        anchor without negatives.
+    """
+    logits = _similarity(anchors, keys) / temperature
+    some = jnp.any(negatives, axis=-1, keepdims=True)
+    counted = negatives | ~some  # a sum of none would be log 0; it is not used
+    largest = jnp.max(jnp.where(counted, logits, -jnp.inf), axis=-1, keepdims=True)
+    largest = jax.lax.stop_gradient(largest)
+    terms = jnp.exp(jnp.where(counted, logits - largest, -jnp.inf))
+    rest = largest + jnp.log(jnp.sum(terms, axis=-1, keepdims=True))  # [N, 1]
+    return jnp.where(some, jax.nn.softplus(rest - logits), 0.0)
 
 
 def collapse_value(
@@ -83,6 +109,12 @@ def collapse_value(
         base_temperature: as in `info_nce`.
     """
     return temperature / base_temperature * math.log(num_embeddings - 1)
+
+
+def _similarity(anchors: Array, keys: Array) -> Array:
+    return jnp.matmul(
+        _at_least_float32(anchors), _at_least_float32(keys).T, precision="highest"
+    )
 
 
 def _at_least_float32(array: Array) -> Array:

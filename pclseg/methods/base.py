@@ -50,6 +50,8 @@ class Method:
             beside `predict`, whose predictions are the ones that are kept.
         embed: (state, images [B, H, W, 1]) -> embedding [B, D] unit length, or None.
         positives: batch without images -> number of positives of every anchor, or None.
+        min_volumes: volumes that a batch must hold, each with one slice of every
+            partition (`data.sampling="partitions"`); 0 where any slices will do.
         diagnose: logged metrics -> a warning for the user, or None.
         needs_square: whether images must be as high as wide.
     """
@@ -64,5 +66,6 @@ class Method:
     )
     embed: Callable[[TrainState, Array], Array] | None = None
     positives: Callable[[Batch], Array] | None = None
+    min_volumes: int = 0
     diagnose: Callable[[Mapping[str, float]], str | None] = _nothing_to_say
     needs_square: bool = False

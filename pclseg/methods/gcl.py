@@ -1,7 +1,7 @@
 """GCL as PCL's authors use it: slices of equal height partition are positives.
 
 A simplification of Chaitanya et al. 2020, arXiv 2006.10511: the denominator holds all
-other slices, those of the same partition included.
+other slices, those of the same partition included. Theirs is `gcl_proper`.
 """
 
 from collections.abc import Mapping

@@ -12,6 +12,7 @@ _MODELS: dict[str, type[nn.Module]] = {
     "unet2d": unet2d.UNet2D,
     "unet2d_contrast": unet2d.UNet2DContrast,
     "unet2d_jigsaw": unet2d.UNet2DJigsaw,
+    "unet2d_local": unet2d.UNet2DLocal,
 }
 _DTYPES = ("float32", "bfloat16")
 

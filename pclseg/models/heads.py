@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pclseg import regions
 from pclseg.models import layers
 
 Array = jax.Array
@@ -74,3 +75,31 @@ class Logits(nn.Module):
             axes=1,
             preferred_element_type=jnp.float32,
         )
+
+
+class RegionHead(nn.Module):
+    """Two 1 x 1 convolutions, then one dense layer for every region of the map.
+
+    Chaitanya et al. 2020, arXiv 2006.10511; all in float32.
+
+    Attributes:
+        out_dim: dimension of the embedding of a region.
+    """
+
+    out_dim: int
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        """[B, H, W, C] of any float -> [B, R, out_dim] float32, not of unit length."""
+        channels = features.shape[-1]
+        x = features.astype(jnp.float32)
+        x = layers.dense(channels, fan_in=channels, name="conv1")(x)
+        x = layers.dense(channels, fan_in=channels, name="conv2")(nn.relu(x))
+        size = regions.SIZE
+        flat = [
+            x[:, row : row + size, column : column + size].reshape(len(x), -1)
+            for row, column in regions.starts(*x.shape[1:3])
+        ]
+        shape = (size * size * channels, self.out_dim)
+        kernel = self.param("kernel", layers.conv_init, shape, jnp.float32)
+        return jnp.stack(flat, axis=1) @ kernel

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from pclseg.models import layers
-from pclseg.models.heads import JigsawHead, Logits, ProjectionHead, global_average
+from pclseg.models.heads import (
+    JigsawHead,
+    Logits,
+    ProjectionHead,
+    RegionHead,
+    global_average,
+)
 
 Array = jax.Array
 
@@ -114,20 +120,49 @@ class Decoder(nn.Module):
         self, centre: Array, skips: tuple[Array, ...], *, train: bool
     ) -> Array:
         """What the encoder returns -> logits [B, H, W, num_classes] float32."""
-        x = centre
-        for level in range(_LEVELS, 0, -1):
-            features = self.width * 2 ** (level - 1)
-            x = layers.UpConv(features, self.dtype, name=f"up{level}")(x)
-            x = jnp.concatenate([x, skips[level - 1]], axis=-1)
-            block = ConvBlock(
-                features,
-                self.dtype,
-                self.bn_groups,
-                self.axis_name,
-                name=f"level{level}",
-            )
-            x = block(x, train=train)
+        x = _expand(self, centre, skips, last_level=1, train=train)
         return Logits(self.num_classes, self.dtype, name="logits")(x)
+
+
+class LowerDecoder(nn.Module):
+    """The levels 4 to 2 of `Decoder`, under the same names."""
+
+    width: int
+    dtype: str
+    bn_groups: int
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(
+        self, centre: Array, skips: tuple[Array, ...], *, train: bool
+    ) -> Array:
+        """What the encoder returns -> [B, H/2, W/2, 2 width] of `dtype`."""
+        return _expand(self, centre, skips, last_level=2, train=train)
+
+
+def _expand(
+    decoder: Decoder | LowerDecoder,
+    centre: Array,
+    skips: tuple[Array, ...],
+    *,
+    last_level: int,
+    train: bool,
+) -> Array:
+    """Features of `last_level`; the layers become those of `decoder`, which calls."""
+    x = centre
+    for level in range(_LEVELS, last_level - 1, -1):
+        features = decoder.width * 2 ** (level - 1)
+        x = layers.UpConv(features, decoder.dtype, name=f"up{level}")(x)
+        x = jnp.concatenate([x, skips[level - 1]], axis=-1)
+        block = ConvBlock(
+            features,
+            decoder.dtype,
+            decoder.bn_groups,
+            decoder.axis_name,
+            name=f"level{level}",
+        )
+        x = block(x, train=train)
+    return x
 
 
 class UNet2D(nn.Module):
@@ -222,3 +257,37 @@ class UNet2DJigsaw(UNet2DContrast):
         centre, _ = self.encoder(patches.reshape(-1, *patches.shape[2:]), train=train)
         features = centre.reshape(*patches.shape[:2], *centre.shape[1:])
         return embedding, self.jigsaw_head(features)
+
+
+class UNet2DLocal(nn.Module):
+    """Fixed encoder, decoder up to half the resolution, and a head for local regions.
+
+    The encoder normalises by its running averages, which stay, and no gradient reaches
+    it; `optimizer.frozen=("encoder",)` keeps weight decay from it.
+
+    Attributes:
+        width: channels of the first level.
+        out_dim: D, dimension of the embedding of a region.
+        dtype: "float32" or "bfloat16", of the computation of encoder and decoder.
+        bn_groups: see `layers.BatchNorm`.
+        axis_name: of the device axis, or None.
+    """
+
+    width: int
+    out_dim: int
+    dtype: str
+    bn_groups: int
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool) -> Array:
+        """[B, H, W, 1] float, H and W multiples of 16 -> [B, R, D] float32.
+
+        R regions as in `regions`. With `train`, apply with `mutable=["batch_stats"]`.
+        """
+        shared = (self.width, self.dtype, self.bn_groups, self.axis_name)
+        features = Encoder(*shared, name="encoder")(images, train=False)
+        centre, skips = jax.lax.stop_gradient(features)
+        decoder = LowerDecoder(*shared, name="decoder")
+        x = decoder(centre, skips, train=train)
+        return RegionHead(self.out_dim, name="head")(x)

@@ -8,9 +8,15 @@ import jax.numpy as jnp
 
 from pclseg import parallel
 from pclseg.augment import Augment, sample_keys
-from pclseg.errors import UserError
-from pclseg.losses.contrastive import collapse_value, info_nce, unit_length
+from pclseg.losses.contrastive import collapse_value, info_nce
 from pclseg.methods.base import Array, Aux, Batch, Method
+from pclseg.parts.views import (
+    check_positive,
+    check_views,
+    embed_slices,
+    embed_views,
+    init_network,
+)
 from pclseg.state import TrainState, Tree
 
 # (attributes of the anchors, attributes of the keys) -> [N, M] bool
@@ -50,24 +56,8 @@ def two_views(
         UserError: a temperature that is not positive, unknown `views`, or "concat" of
             a model that normalises by groups of the batch.
     """
-    for name, value in (
-        ("temperature", temperature),
-        ("base_temperature", base_temperature),
-    ):
-        if not value > 0:
-            raise UserError(f"method.{name} is {value}; expected > 0.")
-    if views not in ("separate", "concat"):
-        raise UserError(f"method.views is {views!r}; expected 'separate' or 'concat'.")
-    if views == "concat" and getattr(model, "bn_groups", 1) > 1:
-        # Which rows are neighbours would depend on the number of devices.
-        raise UserError(
-            f"model.bn_groups is {model.bn_groups}, but method.views is 'concat';"
-            " groups need views='separate'."
-        )
-
-    def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
-        variables = model.init(key, batch["image"], train=False)
-        return variables["params"], {"batch_stats": variables["batch_stats"]}, {}
+    check_positive(temperature=temperature, base_temperature=base_temperature)
+    check_views(model, views)
 
     def about_views(rows: Array, batch: Batch) -> dict[str, Array]:
         about = {"row": rows, **{name: batch[name] for name in attributes}}
@@ -77,19 +67,6 @@ def two_views(
         about = about_views(jnp.arange(len(batch["index"])), batch)
         return positives(about, about).sum(axis=-1) - 1  # without the anchor itself
 
-    def embed_views(params: Tree, model_state: Tree, pair: tuple[Array, Array]) -> Any:
-        passes = pair if views == "separate" else (jnp.concatenate(pair),)
-        embeddings = []
-        for images in passes:
-            z, model_state = model.apply(
-                {"params": params, **model_state},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            embeddings.append(z)
-        return unit_length(jnp.concatenate(embeddings)), model_state
-
     def loss(
         params: Tree, state: TrainState, batch: Batch, key: Array
     ) -> tuple[Array, Aux]:
@@ -98,7 +75,9 @@ def two_views(
             augment(sample_keys(view_key, rows), batch["image"], None)[0]
             for view_key in jax.random.split(key)
         )
-        anchors, model_state = embed_views(params, state.model_state, (first, second))
+        anchors, model_state = embed_views(
+            model, params, state.model_state, (first, second), views=views
+        )
         about = about_views(rows, batch)
         keys, about_keys = parallel.all_gather((anchors, about), axis_name)
         anchor_ids = parallel.row_ids(len(anchors), axis_name)
@@ -125,15 +104,11 @@ def two_views(
         }
         return value, Aux(model_state, state.method_state, metrics)
 
-    def embed(state: TrainState, images: Array) -> Array:
-        variables = {"params": state.params, **state.model_state}
-        return unit_length(model.apply(variables, images, train=False))
-
     return Method(
         batch_keys=frozenset({"image"}) | attributes,
-        init=init,
+        init=init_network(model, num_axes=2, expected="unet2d_contrast"),
         loss=loss,
-        embed=embed,
+        embed=embed_slices(model),
         positives=count_positives,
         diagnose=warn_of_collapse,
     )

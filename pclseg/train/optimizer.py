@@ -1,6 +1,7 @@
 """Optimisers with PyTorch's numbers, and the learning rate of every step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from pclseg.errors import UserError
+from pclseg.named import nearest
 
 # Of Adam, Kingma and Ba 2015, arXiv 1412.6980; the same defaults in PyTorch.
 _BETA2 = 0.999
@@ -22,6 +24,7 @@ def make(
     momentum: float,
     weight_decay: float,
     warmup_steps: int,
+    frozen: Sequence[str],
     total_steps: int,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its schedule.
@@ -36,13 +39,17 @@ def make(
         momentum: of SGD; the first beta of Adam.
         weight_decay: factor of the parameters in the gradient.
         warmup_steps: steps of linear warm-up; 0 for none.
+        frozen: top-level modules of the network, such as "encoder", whose parameters
+            stay as they are. Running averages of batch normalisation are no parameters:
+            they move wherever a network is applied in training mode.
         total_steps: steps of the whole stage.
 
     Returns:
         The optax transformation, and step -> learning rate, a float scalar.
 
     Raises:
-        UserError: for an unknown name, or a stage without steps.
+        UserError: for an unknown name, or a stage without steps; from `init` of the
+            transformation, for a module in `frozen` that the network lacks.
     """
     scale_by: dict[str, Callable[[], optax.GradientTransformation]] = {
         "adam": lambda: optax.scale_by_adam(momentum, _BETA2, _EPSILON),
@@ -61,8 +68,24 @@ def make(
         optax.add_decayed_weights(weight_decay),
         scale_by[name](),
         optax.scale_by_learning_rate(schedule),
+        *([_freeze(frozen)] if frozen else []),
     )
     return tx, schedule
+
+
+def _freeze(names: Sequence[str]) -> optax.GradientTransformation:
+    """No update for the modules of these names."""
+
+    def is_frozen(params: Any) -> dict[str, bool]:
+        for name in names:
+            if name not in params:
+                raise UserError(
+                    f"optimizer.frozen names {name!r}, but the network has:"
+                    f" {', '.join(params)}.{nearest(name, params)}"
+                )
+        return {name: name in names for name in params}
+
+    return optax.masked(optax.set_to_zero(), is_frozen)
 
 
 def _cosine(

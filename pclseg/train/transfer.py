@@ -1,6 +1,7 @@
-"""Carries the encoder of a finished stage into the network of the next one."""
+"""Carries parts of a finished stage into the network of the next one."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -42,25 +43,28 @@ class Receipt:
 
 
 def transfer(
-    source: Variables, target: Variables, *, prefix: str = "encoder"
+    source: Variables, target: Variables, *, parts: Sequence[str]
 ) -> tuple[Variables, Receipt]:
-    """Copies every leaf below `prefix`, running statistics included.
+    """Copies every leaf of `parts`, running statistics included.
 
     Args:
         source: {"params", "batch_stats"} of the finished stage.
         target: the same of the next stage, freshly initialised.
-        prefix: name of the submodule to copy.
+        parts: submodules to copy, such as "encoder" or "decoder/level4".
 
     Returns:
-        `target` with the leaves below `prefix` taken from `source`, and the receipt.
+        `target` with the leaves of `parts` taken from `source`, and the receipt.
 
     Raises:
-        UserError: if the two differ below `prefix`; names the first such leaf.
+        UserError: if the two differ in a part; names the first such leaf.
     """
     old, new = _flatten(source), _flatten(target)
-    old_part = {path: leaf for path, leaf in old.items() if path[1] == prefix}
-    new_part = {path: leaf for path, leaf in new.items() if path[1] == prefix}
-    _check_equal_shapes(old_part, new_part, prefix)
+    for part in parts:
+        _check_has(part, old, "the weights have")
+        _check_has(part, new, "the new network has")
+    old_part = {path: leaf for path, leaf in old.items() if _is_in(path, parts)}
+    new_part = {path: leaf for path, leaf in new.items() if _is_in(path, parts)}
+    _check_equal_shapes(old_part, new_part)
     receipt = Receipt(
         loaded=_leaves({path: old[path] for path in new_part}),
         skipped=_leaves({path: old[path] for path in old if path not in old_part}),
@@ -79,11 +83,21 @@ def _leaves(leaves: dict[Path, jax.Array]) -> Leaves:
     return tuple(("/".join(path), np.shape(leaf)) for path, leaf in leaves.items())
 
 
-def _check_equal_shapes(
-    old: dict[Path, jax.Array], new: dict[Path, jax.Array], prefix: str
-) -> None:
-    if not new:
-        raise UserError(f"the new network has no {prefix!r} to load weights into.")
+def _is_in(path: Path, parts: Sequence[str]) -> bool:
+    inner = "/".join(path[1:])  # without the collection
+    return any(f"{inner}/".startswith(f"{part}/") for part in parts)
+
+
+def _check_has(part: str, leaves: dict[Path, jax.Array], what: str) -> None:
+    if not any(_is_in(path, [part]) for path in leaves):
+        modules = dict.fromkeys(path[1] for path in leaves)
+        raise UserError(
+            f"{what} no {part!r} to start from; expected in init_parts: modules such as"
+            f" {', '.join(modules)}, or layers of them such as 'decoder/level4'."
+        )
+
+
+def _check_equal_shapes(old: dict[Path, jax.Array], new: dict[Path, jax.Array]) -> None:
     for path in [*new, *(path for path in old if path not in new)]:
         ours, theirs = _shape_text(new, path), _shape_text(old, path)
         if ours != theirs:

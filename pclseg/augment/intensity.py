@@ -1,0 +1,57 @@
+"""Brightness and contrast; nothing moves, so labels pass through.
+
+Chaitanya et al. 2020, arXiv 2006.10511, whose images lie in 0..1 and are clipped to
+0..1.5 afterwards. Ours are z-scored: their ranges then count in standard deviations,
+and nothing need be clipped.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from pclseg.augment import Augment
+from pclseg.errors import UserError
+
+Array = jax.Array
+Range = Sequence[float]  # (low, high)
+
+
+def make(*, brightness: Range, contrast: Range, clip: Range) -> Augment:
+    """One draw of brightness and contrast per image.
+
+    contrast * (image - mean) + mean + brightness, then the clipping.
+
+    The mean is that of the image, its padding included.
+
+    Args:
+        brightness: low and high of what is added, in units of the image.
+        contrast: 0 <= low <= high of the factor.
+        clip: low and high that the result is clipped to, or () for no clipping.
+
+    Raises:
+        UserError: a range that is none.
+    """
+    for name, bounds, lengths in (
+        ("brightness", brightness, (2,)),
+        ("contrast", contrast, (2,)),
+        ("clip", clip, (0, 2)),
+    ):
+        if len(bounds) not in lengths or list(bounds) != sorted(bounds):
+            raise UserError(f"augment.{name} is {bounds}; expected (low, high).")
+    if contrast[0] < 0:
+        raise UserError(f"augment.contrast is {contrast}; expected 0 <= low <= high.")
+    low, high = (jnp.array(ends) for ends in zip(brightness, contrast, strict=True))
+
+    def one(key: Array, image: Array) -> Array:
+        shift, factor = jax.random.uniform(key, (2,), minval=low, maxval=high)
+        mean = image.mean()
+        image = factor * (image - mean) + mean + shift
+        return jnp.clip(image, *clip) if clip else image
+
+    def augment(
+        keys: Array, images: Array, labels: Array | None
+    ) -> tuple[Array, Array | None]:
+        return jax.vmap(one)(keys, images), labels
+
+    return augment
