@@ -1,20 +1,35 @@
-r"""The study of docs/results.md on MSD Task04 Hippocampus.
+r"""The study of docs/results.md on MSD Task04 Hippocampus: every arm, 5 folds.
 
-python -m pclseg.cli.grid configs/grids/hippocampus.py --out=runs/study \
-    --set=data.raw_dir=DIR
+python -m pclseg.cli.grid configs/grids/hippocampus.py --out=runs/hippocampus \
+    --jobs=2 --set=data.raw_dir=data/Task04_Hippocampus
 
-Sized for two CPU cores: 500 steps of pre-training and 600 of fine-tuning for every arm.
+Sized for two CPU cores: 500 steps of pre-training and 500 of fine-tuning for every arm.
 """
 
 import ml_collections
+
+ARMS = (
+    "scratch",
+    "rotation",
+    "pirl",
+    "simclr",
+    "gcl",
+    "gcl_proper",
+    "pcl",
+    "mixup",
+    "tcsm",
+    "pcl_tcsm",
+)
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The grid; it takes no argument."""
     del arg
+    ramp = "finetune.method.ramp_steps=375"  # three quarters of the steps
+    own = {"tcsm": f" {ramp}", "pcl_tcsm": f" {ramp}"}
     config = ml_collections.ConfigDict()
     config.arms = tuple(
-        f"configs/{arm}_hippocampus.py" for arm in ("scratch", "simclr", "gcl", "pcl")
+        f"configs/{arm}_hippocampus.py{own.get(arm, '')}" for arm in ARMS
     )
     config.argument = ""
     config.labelled = (2, 6, 10, 0)  # 0: all
@@ -22,9 +37,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.seeds = (0,)
     config.settings = (
         "pretrain.train.steps=500",
-        "finetune.train.steps=600",
-        "finetune.train.checkpoint_every=600",
-        "pretrain.train.checkpoint_every=500",
+        "pretrain.train.checkpoint_every=250",
+        "finetune.train.steps=500",
+        "finetune.train.checkpoint_every=250",
+        "evaluate.every_epochs=1000",  # after the first epoch and at the end
     )
     # Every arm tries the same rates on patients of the training side of fold 0.
     config.tune = dict(
