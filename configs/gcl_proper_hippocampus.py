@@ -1,4 +1,4 @@
-r"""GCL proper instead of PCL: loss, sampler and learning rate change; else `pcl_hippocampus.py`.
+r"""GCL proper instead of PCL; all else as `pcl_hippocampus.py`, but the learning rate.
 
 python -m pclseg.main --config=configs/gcl_proper_hippocampus.py \
     --workdir=runs/gcl_proper_hippocampus
