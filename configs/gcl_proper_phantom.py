@@ -1,4 +1,4 @@
-r"""GCL proper instead of PCL: other loss, sampler and learning rate.
+r"""GCL proper instead of PCL; all else as `pcl_phantom.py`, but the learning rate.
 
 python -m pclseg.main --config=configs/gcl_proper_phantom.py \
     --workdir=runs/gcl_proper_phantom
