@@ -4,7 +4,8 @@ import pytest
 from test_tables import PCL, SCRATCH, write_run
 
 from pclseg.cli import table
-from pclseg.reports import tables
+from pclseg.reports import comparison, tables
+from pclseg.reports import runs as run_directories
 
 
 @pytest.fixture
@@ -18,8 +19,9 @@ def runs(tmp_path):
 def test_prints_the_tables_of_the_runs(runs, capsys):
     assert table.main([*runs, "--baseline", "scratch"]) == 0
     shown = capsys.readouterr().out
-    read = [tables.read_run(run) for run in runs]
-    assert shown == tables.as_text(tables.compare(read, baseline="scratch"))
+    read = [run_directories.read_run(run) for run in runs]
+    numbers = comparison.numbers(read, baseline="scratch")
+    assert shown == tables.as_text(tables.render(numbers))
     assert "pcl - scratch" in shown and "NSD at 2 mm" in shown
 
 
@@ -39,7 +41,7 @@ def test_ctrl_c_is_one_line_and_exit_130(runs, capsys, monkeypatch):
     def interrupt(workdir):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tables, "read_run", interrupt)
+    monkeypatch.setattr(run_directories, "read_run", interrupt)
     assert table.main(runs) == 130
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: interrupted") and err.count("\n") == 1

@@ -8,7 +8,7 @@ import pytest
 
 from pclseg.errors import UserError
 from pclseg.evaluation import cases
-from pclseg.reports import tables
+from pclseg.reports import comparison, estimates, runs, tables
 
 NAMES = ("RV", "LV")
 
@@ -36,8 +36,14 @@ def _run(arm, fold, dice, *, labelled=2, seed=0, **more):
         for case, values in dice.items()
         for name, value in zip(NAMES, values, strict=True)
     ]
-    return tables.Run(
-        arm=arm, labelled=labelled, fold=fold, seed=seed, rows=rows, **more
+    return runs.Run(
+        arm=arm,
+        labelled=labelled,
+        labelled_patients=[f"labelled_{number}" for number in range(labelled)],
+        fold=fold,
+        seed=seed,
+        rows=rows,
+        **more,
     )
 
 
@@ -56,37 +62,41 @@ def _line(table, arm, labelled="2"):
     return dict(zip(table.columns, row, strict=True))
 
 
-def _dice(runs, **options):
-    return tables.compare(runs, **({"baseline": None} | options)).tables[0]
+def _compare(runs, baseline=None):
+    return tables.render(comparison.numbers(runs, baseline=baseline))
+
+
+def _dice(runs, baseline=None):
+    return _compare(runs, baseline).tables[0]
+
+
+def _difference(*args):
+    return cases.spread(list(estimates.case_differences(*args).values()))
 
 
 def test_mean_and_sd_are_over_folds():
     folds = [(0.6 + 0.5) / 2, 0.4]
     expected = {"mean": np.mean(folds), "sd": np.std(folds, ddof=1), "n": 2}
-    assert tables.fold_spread(PCL, "dice", "RV") == pytest.approx(expected)
+    assert estimates.fold_spread(PCL, "dice", "RV") == pytest.approx(expected)
     folds = [(0.5 + 0.65) / 2, 0.55]  # classes of a case first
     expected = {"mean": np.mean(folds), "sd": np.std(folds, ddof=1), "n": 2}
-    assert tables.fold_spread(PCL, "dice", None) == pytest.approx(expected)
+    assert estimates.fold_spread(PCL, "dice", None) == pytest.approx(expected)
 
 
 def test_seeds_of_a_fold_are_averaged_before_the_sd():
     again = [_run("pcl", 0, {"a": (0.8, 0.4), "b": (0.7, 0.8)}, seed=1)]
     folds = [(0.55 + 0.75) / 2, 0.4]
     expected = {"mean": np.mean(folds), "sd": np.std(folds, ddof=1), "n": 2}
-    assert tables.fold_spread(PCL + again, "dice", "RV") == pytest.approx(expected)
+    assert estimates.fold_spread(PCL + again, "dice", "RV") == pytest.approx(expected)
 
 
 def test_difference_is_paired_over_cases():
     differences = [0.4, 0.1, -0.1]
     expected = {"mean": np.mean(differences), "sd": np.std(differences, ddof=1), "n": 3}
-    assert tables.paired_difference(PCL, SCRATCH, "dice", "RV") == pytest.approx(
-        expected
-    )
+    assert _difference(PCL, SCRATCH, "dice", "RV") == pytest.approx(expected)
     differences = [0.2, 0.15, -0.05]
     expected = {"mean": np.mean(differences), "sd": np.std(differences, ddof=1), "n": 3}
-    assert tables.paired_difference(PCL, SCRATCH, "dice", None) == pytest.approx(
-        expected
-    )
+    assert _difference(PCL, SCRATCH, "dice", None) == pytest.approx(expected)
 
 
 def test_difference_uses_only_cases_of_both_sides_and_equal_folds():
@@ -94,15 +104,15 @@ def test_difference_uses_only_cases_of_both_sides_and_equal_folds():
         _run("pcl", 0, {"a": (0.6, 0.4), "z": (1, 1)}),
         _run("pcl", 2, {"c": (1, 1)}),
     ]
-    found = tables.paired_difference(other, SCRATCH, "dice", "RV")
+    found = _difference(other, SCRATCH, "dice", "RV")
     assert found == {"mean": pytest.approx(0.4), "sd": None, "n": 1}
-    assert tables.paired_difference(other, SCRATCH[1:], "dice", "RV")["n"] == 0
+    assert _difference(other, SCRATCH[1:], "dice", "RV")["n"] == 0
 
 
 def test_a_test_case_of_every_fold_counts_once():
     ours = [_run("pcl", fold, {"t": (0.5 + fold / 10, 0)}) for fold in range(3)]
     theirs = [_run("scratch", fold, {"t": (0.2, 0)}) for fold in range(3)]
-    found = tables.paired_difference(ours, theirs, "dice", "RV")
+    found = _difference(ours, theirs, "dice", "RV")
     assert found == {"mean": pytest.approx(0.4), "sd": None, "n": 1}
 
 
@@ -110,12 +120,12 @@ def test_missing_an_organ_gives_no_better_distance_in_the_paired_mean():
     # Alone, the mean HD95 over classes falls from 6 to 2 as the far LV is missed.
     found = [_row("a", "RV", 0.8, 2.0), _row("a", "LV", 0.5, 10.0)]
     missed = [found[0], _row("a", "LV", 0.0, math.nan, predicted=0)]
-    run = {"labelled": 2, "fold": 0, "seed": 0}
-    theirs = [tables.Run(arm="scratch", rows=found, **run)]
-    ours = [tables.Run(arm="pcl", rows=missed, **run)]
-    difference = tables.paired_difference(ours, theirs, "hd95_mm", None)
+    run = {"labelled": 2, "labelled_patients": "xy", "fold": 0, "seed": 0}
+    theirs = [runs.Run(arm="scratch", rows=found, **run)]
+    ours = [runs.Run(arm="pcl", rows=missed, **run)]
+    difference = _difference(ours, theirs, "hd95_mm", None)
     assert difference == {"mean": 0, "sd": None, "n": 1}
-    line = _line(tables.compare(theirs + ours, baseline=None).tables[1], "pcl")
+    line = _line(_compare(theirs + ours).tables[2], "pcl")
     assert (line["LV"], line["left out"]) == ("-", "1 one empty")
 
 
@@ -135,17 +145,21 @@ def test_one_fold_has_no_sd_and_an_incomplete_metric_says_so():
 
 
 def test_rows_are_sorted_by_label_count_with_the_baseline_first():
-    more = [_run(arm, 0, {"a": (0.9, 0.9)}, labelled=10) for arm in ("pcl", "scratch")]
-    table = _dice(more + PCL + SCRATCH, baseline="scratch")
+    more = [run | {"labelled": m} for m in (0, 10) for run in PCL + SCRATCH]
+    comparison = _compare(more + PCL + SCRATCH, baseline="scratch")
     arms = ["scratch", "pcl", "pcl - scratch"]
-    assert [row[:2] for row in table.rows] == [
-        (m, a) for m in ("2", "10") for a in arms
+    assert [row[:2] for row in comparison.tables[0].rows] == [
+        (m, a) for m in ("2", "10", "all") for a in arms
+    ]
+    assert [row[:2] for row in comparison.tables[1].rows] == [
+        (m, "pcl") for m in ("2", "10", "all")
     ]
 
 
 def test_no_difference_where_the_baseline_lacks_the_label_count():
-    table = _dice(SCRATCH + [_run("pcl", 0, {"a": (1, 1)}, labelled=6)])
-    assert [row[1] for row in table.rows] == ["scratch", "pcl"]
+    comparison = _compare(SCRATCH + [run | {"labelled": 6} for run in PCL])
+    assert [row[1] for row in comparison.tables[0].rows] == ["scratch", "pcl"]
+    assert any("pcl with 6 labelled has no difference" in s for s in comparison.legend)
 
 
 def test_pooled_dice_of_the_authors_has_its_own_table():
@@ -153,7 +167,7 @@ def test_pooled_dice_of_the_authors_has_its_own_table():
         {"dice_pooled_best": 0.5 + f, "dice_pooled_last": 0.4} for f in (0.0, 0.1)
     ]
     runs = [r | {"pooled": p} for r, p in zip(SCRATCH, pooled, strict=True)]
-    table = tables.compare(runs + PCL, baseline=None).tables[-1]
+    table = _compare(runs + PCL).tables[-1]
     assert "Pooled Dice of the authors" in table.title
     line = _line(table, "scratch")
     assert (line["best epoch"], line["last epoch"]) == (
@@ -165,12 +179,12 @@ def test_pooled_dice_of_the_authors_has_its_own_table():
 
 def test_transductive_runs_are_stamped_and_kept_apart():
     stamped = [run | {"transductive": True} for run in PCL]
-    comparison = tables.compare(SCRATCH + PCL + stamped, baseline="scratch")
+    comparison = _compare(SCRATCH + PCL + stamped, baseline="scratch")
     arms = {row[1] for row in comparison.tables[0].rows}
     assert {"pcl", "pcl [transductive]"} <= arms
     for text in (tables.as_text(comparison), tables.as_markdown(comparison)):
         assert tables.TRANSDUCTIVE_LEGEND in text
-    assert tables.TRANSDUCTIVE_LEGEND not in tables.compare(PCL, baseline=None).legend
+    assert tables.TRANSDUCTIVE_LEGEND not in _compare(PCL).legend
 
 
 @pytest.mark.parametrize(
@@ -190,24 +204,22 @@ def test_transductive_runs_are_stamped_and_kept_apart():
         (
             [
                 *SCRATCH,
-                tables.Run(
-                    arm="x", labelled=2, fold=0, seed=0, rows=[_row("a", "RV", 1)]
-                ),
+                SCRATCH[0] | {"arm": "x", "rows": [_row("a", "RV", 1)]},
             ],
             None,
-            "arm 'x', fold 0 has the classes RV, but the first run RV, LV",
+            "arm 'x', 2 labelled, fold 0, seed 0 has the classes RV, but .* RV, LV",
         ),
     ],
     ids=["none", "baseline", "twice", "tolerance", "classes"],
 )
 def test_runs_that_cannot_be_compared_are_named(runs, baseline, message):
     with pytest.raises(UserError, match=message):
-        tables.compare(runs, baseline=baseline)
+        _compare(runs, baseline=baseline)
 
 
 def test_markdown_is_a_table_even_with_bars_in_names():
     bar = [run | {"arm": "a|b"} for run in SCRATCH]
-    comparison = tables.compare(bar, baseline=None)
+    comparison = _compare(bar)
     block = tables.as_markdown(comparison).split("\n\n")[1].splitlines()
     assert block[1].startswith("| --- | --- |")
     bars = {line.replace("\\|", "").count("|") for line in block}
@@ -215,7 +227,7 @@ def test_markdown_is_a_table_even_with_bars_in_names():
 
 
 def test_text_columns_are_aligned():
-    text = tables.as_text(tables.compare(SCRATCH + PCL, baseline=None))
+    text = tables.as_text(_compare(SCRATCH + PCL))
     title, head, rule, *rows = text.split("\n\n")[0].splitlines()
     assert title == "Dice per case (higher is better)"
     assert set(rule) == {"-"} and len(rule) >= max(map(len, [head, *rows]))
@@ -230,21 +242,25 @@ def write_run(folder, run, *, init_from="pretrain", transductive=False):
     config = {
         "arm": run["arm"],
         "seed": run["seed"],
-        "data": {"split": split, "transductive": transductive},
+        "data": {"name": "acdc", "split": split, "transductive": transductive},
         "stages": ["finetune"],
         "finetune": {"init_from": init_from},
         "evaluate": {"tolerance_mm": 2.0},
     }
     (folder / "config.json").write_text(json.dumps(config))
     pooled = {"mean": 0.25, "classes": {"RV": 0.2, "LV": 0.3}}
-    summary = {"dice_pooled_best": pooled, "dice_pooled_last": None}
+    summary = {
+        "dice_pooled_best": pooled,
+        "dice_pooled_last": None,
+        "labelled_patients": list(run["labelled_patients"]),
+    }
     (folder / "summary.json").write_text(json.dumps(summary))
     cases.write_cases(folder / "cases.csv", run["rows"])
     return folder
 
 
 def test_run_directory_is_read_back(tmp_path):
-    run = tables.read_run(write_run(tmp_path / "run", SCRATCH[1]))
+    run = runs.read_run(write_run(tmp_path / "run", SCRATCH[1]))
     assert {key: run[key] for key in SCRATCH[1]} == SCRATCH[1]
     assert run["pooled"] == {"dice_pooled_best": 0.25}
     assert run["tolerance_mm"] == 2
@@ -254,8 +270,8 @@ def test_run_directory_is_read_back(tmp_path):
 def test_only_a_run_with_pretraining_can_be_transductive(tmp_path):
     pcl = write_run(tmp_path / "pcl", PCL[0], transductive=True)
     scratch = write_run(tmp_path / "s", SCRATCH[0], transductive=True, init_from="")
-    assert tables.read_run(pcl)["transductive"]
-    assert not tables.read_run(scratch)["transductive"]
+    assert runs.read_run(pcl)["transductive"]
+    assert not runs.read_run(scratch)["transductive"]
 
 
 @pytest.mark.parametrize(
@@ -270,14 +286,14 @@ def test_unfinished_run_is_named(tmp_path, missing, message):
     folder = write_run(tmp_path / "run", SCRATCH[0])
     (folder / missing).unlink()
     with pytest.raises(UserError, match=f"run {message}"):
-        tables.read_run(folder)
+        runs.read_run(folder)
 
 
 def test_run_without_cases_and_foreign_config_are_named(tmp_path):
     empty = write_run(tmp_path / "empty", SCRATCH[0] | {"rows": []})
     with pytest.raises(UserError, match="cases.csv holds no case"):
-        tables.read_run(empty)
+        runs.read_run(empty)
     foreign = write_run(tmp_path / "foreign", SCRATCH[0])
     (foreign / "config.json").write_text('{"data": {}}')
     with pytest.raises(UserError, match="foreign: config.json .* lacks 'arm'"):
-        tables.read_run(foreign)
+        runs.read_run(foreign)

@@ -1,11 +1,16 @@
-"""Compares finished runs: python -m pclseg.cli.table runs/scratch_f* runs/pcl_f*."""
+"""Compares finished runs: python -m pclseg.cli.table runs/scratch_f* runs/pcl_f*.
+
+What every number means stands in docs/statistics.md.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pclseg.cli.status import exit_status
-from pclseg.reports import tables
+from pclseg.files import write_json
+from pclseg.reports import comparison, runs, tables
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pclseg.cli.table",
         description="Dice, HD95, ASD and NSD of finished runs: mean over folds per arm"
-        " and label count, and paired differences to a baseline.",
+        " and label count; paired differences to a baseline, intervals and tests.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's --workdir")
     parser.add_argument(
@@ -22,13 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--markdown", action="store_true", help="GitHub markdown instead of plain text"
     )
+    parser.add_argument(
+        "--json", type=Path, metavar="OUT", help="file for all numbers, unrounded"
+    )
     args = parser.parse_args(argv)
 
     def show() -> None:
-        runs = [tables.read_run(workdir) for workdir in args.runs]
-        comparison = tables.compare(runs, baseline=args.baseline)
-        render = tables.as_markdown if args.markdown else tables.as_text
-        print(render(comparison), end="")
+        read = [runs.read_run(workdir) for workdir in args.runs]
+        numbers = comparison.numbers(read, baseline=args.baseline)
+        if args.json:
+            write_json(args.json, numbers)
+        as_shown = tables.as_markdown if args.markdown else tables.as_text
+        print(as_shown(tables.render(numbers)), end="")
 
     return exit_status(show)
 

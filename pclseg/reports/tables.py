@@ -1,33 +1,18 @@
-"""Tables that compare arms (initialisations, methods) over folds and seeds."""
+"""Tables of a comparison of arms (initialisations, methods), as text or markdown."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
-from pclseg.errors import UserError
-from pclseg.evaluation.cases import (
-    Row,
-    case_values,
-    exclusions,
-    nan_mean,
-    read_cases,
-    spread,
-)
-from pclseg.files import read_json
-from pclseg.named import nearest
+from pclseg.reports.comparison import Numbers
+from pclseg.reports.runs import shown
 
-# metric: (title, which way is better, decimals, reasons for which a row has no value)
+# metric: (title, decimals, reasons for which a row has no value)
 METRICS = {
-    "dice": ("Dice per case", "higher", 3, ("both_empty",)),
-    "hd95_mm": (
-        "HD95 (mm)",
-        "lower",
-        2,
-        ("both_empty", "one_empty", "spacing_unknown"),
-    ),
-    "asd_mm": ("ASD (mm)", "lower", 2, ("both_empty", "one_empty", "spacing_unknown")),
-    "nsd": ("NSD{tolerance}", "higher", 3, ("both_empty", "spacing_unknown")),
+    "dice": ("Dice per case", 3, ("both_empty",)),
+    "hd95_mm": ("HD95 (mm)", 2, ("both_empty", "one_empty", "spacing_unknown")),
+    "asd_mm": ("ASD (mm)", 2, ("both_empty", "one_empty", "spacing_unknown")),
+    "nsd": ("NSD{tolerance}", 3, ("both_empty", "spacing_unknown")),
 }
 LEGEND = (
     "Mean ± sample SD over folds (runs of one fold with several seeds averaged first).",
@@ -38,28 +23,22 @@ LEGEND = (
     " label or only the prediction has counts as Dice 0 and NSD 0 but has no distance"
     " (one empty): read HD95 and ASD together with these counts.",
 )
+DIFFERENCES_LEGEND = (
+    "Differences: {level:.0%} interval from {resamples:,} bootstrap resamples of"
+    " patients; p of Wilcoxon's two-sided signed-rank test over patients; p (Holm):"
+    " adjusted for all lines of its table; better, worse: patients.",
+)
+EFFICIENCY_LEGEND = (
+    "Label efficiency: mean ± sample SD over folds [{level:.0%} interval over"
+    " patients]. labels for: from how many labelled patients on the line between"
+    " measured numbers stays at that share of the Dice of {baseline} with all labels"
+    " (in brackets the measured numbers around it).",
+)
 FACTS = ("M", "arm", "folds", "seeds", "cases")
 POOLED = {"dice_pooled_best": "best epoch", "dice_pooled_last": "last epoch"}
-TRANSDUCTIVE = " [transductive]"
 TRANSDUCTIVE_LEGEND = (
     "[transductive]: pre-training saw images of validation or test patients."
 )
-
-
-Group = tuple[str, int]  # arm as shown, labelled patients
-
-
-class Run(TypedDict):
-    """One finished run: an arm at one label count, fold and seed."""
-
-    arm: str
-    labelled: int
-    fold: int
-    seed: int
-    rows: list[Row]
-    tolerance_mm: NotRequired[float]
-    transductive: NotRequired[bool]
-    pooled: NotRequired[dict[str, float]]  # the authors' metric, keys of POOLED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,132 +58,23 @@ class Comparison:
     legend: tuple[str, ...]
 
 
-def read_run(workdir: str | Path) -> Run:
-    """Reads a run directory: config.json, summary.json and cases.csv.
+def render(numbers: Numbers) -> Comparison:
+    """The tables of `comparison.numbers`.
 
-    Raises:
-        UserError: the folder is no run, the run is not finished, or it has no case.
+    For each metric, arm x label count and, where there are differences, these with
+    interval and test; then the Dice against the label count, where there are several,
+    and the authors' pooled Dice, where a run has it.
     """
-    workdir = Path(workdir)
-    if not (workdir / "config.json").is_file():
-        raise UserError(
-            f"{workdir} is no run directory: it has no config.json; give the --workdir"
-            " of a training."
-        )
-    for name in ("summary.json", "cases.csv"):
-        if not (workdir / name).is_file():
-            raise UserError(
-                f"{workdir} is not finished: it has no {name}; start its command again"
-                " to finish it, or leave it out."
-            )
-    config, summary = (
-        read_json(workdir / "config.json"),
-        read_json(workdir / "summary.json"),
-    )
-    rows = read_cases(workdir / "cases.csv")
-    if not rows:
-        raise UserError(
-            f"{workdir / 'cases.csv'} holds no case; expected at least one test case:"
-            " give the fold more patients, or leave the run out."
-        )
-    try:
-        return _run(config, summary, rows)
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{workdir}: config.json or summary.json lacks {error}; expected the files"
-            " of a run of this version. Start the run again in a new --workdir."
-        ) from error
-
-
-def _run(config: dict[str, Any], summary: dict[str, Any], rows: list[Row]) -> Run:
-    data = config["data"]
-    return Run(
-        arm=config["arm"],
-        labelled=data["split"]["labelled"],
-        fold=data["split"]["fold"],
-        seed=config["seed"],
-        rows=rows,
-        tolerance_mm=config["evaluate"]["tolerance_mm"],
-        # A run from scratch has seen nobody, whatever the setting says.
-        transductive=data["transductive"]
-        and any(config[stage]["init_from"] for stage in config["stages"]),
-        pooled={key: summary[key]["mean"] for key in POOLED if summary.get(key)},
-    )
-
-
-def compare(runs: Sequence[Run], *, baseline: str | None) -> Comparison:
-    """One table per metric: arm x label count, means over folds, differences.
-
-    Args:
-        runs: any number, in any order; arms appear in the order of their first run.
-        baseline: arm that the others are compared with; None for the arm of the first
-            run.
-
-    Raises:
-        UserError: no run, an unknown baseline, the same cell twice, or runs with other
-            classes or another NSD tolerance.
-    """
-    if not runs:
-        raise UserError("there is no run to compare; give at least one run directory.")
-    groups = _groups(runs)
-    classes = _same_classes(runs)
-    tolerance = _same_tolerance(runs)
-    arms = list(dict.fromkeys(arm for arm, _ in groups))
-    baseline = _label(runs[0]) if baseline is None else baseline
-    if baseline not in arms:
-        raise UserError(
-            f"--baseline {baseline!r} is no arm of these runs; they have:"
-            f" {', '.join(arms)}.{nearest(baseline, arms)}"
-        )
-    arms.sort(key=lambda arm: arm != baseline)  # stable: the baseline comes first
-    order = sorted(groups, key=lambda key: (key[1], arms.index(key[0])))
-    ordered = {key: groups[key] for key in order}
-    tables = [
-        Table(
-            title=f"{title.format(tolerance=tolerance)} ({better} is better)",
-            columns=(*FACTS, *classes, "mean", "left out"),
-            rows=tuple(_metric_rows(metric, ordered, classes, baseline)),
-        )
-        for metric, (title, better, _, _) in METRICS.items()
-    ]
-    if any(run.get("pooled") for run in runs):
-        tables.append(_pooled_table(ordered))
-    stamped = any(run.get("transductive") for run in runs)
-    legend = (*LEGEND, TRANSDUCTIVE_LEGEND) if stamped else LEGEND
-    return Comparison(tables=tuple(tables), legend=legend)
-
-
-def fold_spread(
-    runs: Sequence[Run], metric: str, class_name: str | None
-) -> dict[str, Any]:
-    """{"mean", "sd", "n"} over folds of the mean over cases.
-
-    Args:
-        runs: of one arm and label count; those of one fold (other seeds) are averaged.
-        metric: a key of METRICS.
-        class_name: None for the mean over the classes of each case.
-    """
-    folds: dict[int, list[float]] = {}
-    for run in runs:
-        values = case_values(run["rows"], metric, class_name).values()
-        folds.setdefault(run["fold"], []).append(nan_mean(values))
-    return spread([nan_mean(values) for values in folds.values()])
-
-
-def paired_difference(
-    runs: Sequence[Run], baseline: Sequence[Run], metric: str, class_name: str | None
-) -> dict[str, Any]:
-    """{"mean", "sd", "n"} over cases of (runs - baseline).
-
-    Compared are equal case, class and fold, seeds averaged. A case counts once, with
-    the mean of its differences over classes and folds: a class that one side misses, so
-    that it has no distance, is left out on both.
-    """
-    ours, theirs = (_averaged(r, metric, class_name) for r in (runs, baseline))
-    differences: dict[str, list[float]] = {}
-    for key in sorted(ours.keys() & theirs.keys()):
-        differences.setdefault(key[0], []).append(ours[key] - theirs[key])
-    return spread([nan_mean(of_case) for of_case in differences.values()])
+    tables = []
+    for metric in METRICS:
+        tables.append(_metric_table(numbers, metric))
+        if numbers["metrics"][metric]["differences"]:
+            tables.append(_difference_table(numbers, metric))
+    if len(numbers["label_counts"]) > 1:
+        tables.append(_efficiency_table(numbers))
+    if numbers["pooled"]:
+        tables.append(_pooled_table(numbers))
+    return Comparison(tables=tuple(tables), legend=tuple(_legend(numbers)))
 
 
 def as_text(comparison: Comparison) -> str:
@@ -225,95 +95,128 @@ def as_markdown(comparison: Comparison) -> str:
     return "\n\n".join([*blocks, legend]) + "\n"
 
 
-def _label(run: Run) -> str:
-    return run["arm"] + (TRANSDUCTIVE if run.get("transductive") else "")
+def _legend(numbers: Numbers) -> Iterator[str]:
+    yield from LEGEND
+    about = {**numbers["bootstrap"], "baseline": numbers["baseline"]}
+    if numbers["metrics"]["dice"]["differences"]:
+        yield from (line.format(**about) for line in DIFFERENCES_LEGEND)
+    if len(numbers["label_counts"]) > 1:
+        yield from (line.format(**about) for line in EFFICIENCY_LEGEND)
+    if numbers["transductive"]:
+        yield TRANSDUCTIVE_LEGEND
+    yield from (f"Mind: {warning}" for warning in numbers["warnings"])
 
 
-def _groups(runs: Sequence[Run]) -> dict[Group, list[Run]]:
-    groups: dict[Group, list[Run]] = {}
-    seen = set()
-    for run in runs:
-        group = (_label(run), run["labelled"])
-        cell = (*group, run["fold"], run["seed"])
-        if cell in seen:
-            raise UserError(
-                f"two runs are arm {cell[0]!r}, {cell[1]} labelled, fold {cell[2]},"
-                f" seed {cell[3]}; expected one: leave one out, or name their"
-                " config.arm differently."
-            )
-        seen.add(cell)
-        groups.setdefault(group, []).append(run)
-    return groups
+def _title(numbers: Numbers, metric: str) -> str:
+    tolerance = numbers["tolerance_mm"]
+    return METRICS[metric][0].format(
+        tolerance="" if tolerance is None else f" at {tolerance:g} mm"
+    )
 
 
-def _same_classes(runs: Sequence[Run]) -> list[str]:
-    found = [tuple(dict.fromkeys(r["class_name"] for r in run["rows"])) for run in runs]
-    for run, names in zip(runs, found, strict=True):
-        if names != found[0]:
-            raise UserError(
-                f"arm {run['arm']!r}, fold {run['fold']} has the classes"
-                f" {', '.join(names)}, but the first run {', '.join(found[0])}; compare"
-                " runs of one data set."
-            )
-    return list(found[0])
+def _metric_table(numbers: Numbers, metric: str) -> Table:
+    found = numbers["metrics"][metric]
+    return Table(
+        title=f"{_title(numbers, metric)} ({found['better']} is better)",
+        columns=(*FACTS, *numbers["classes"], "mean", "left out"),
+        rows=tuple(_metric_rows(numbers, metric)),
+    )
 
 
-def _same_tolerance(runs: Sequence[Run]) -> str:
-    found = sorted({run["tolerance_mm"] for run in runs if "tolerance_mm" in run})
-    if len(found) > 1:
-        raise UserError(
-            f"these runs have NSD tolerances of {' and '.join(map(str, found))} mm;"
-            " expected one: evaluate again with one config.evaluate.tolerance_mm."
-        )
-    return f" at {found[0]:g} mm" if found else ""
+def _metric_rows(numbers: Numbers, metric: str) -> Iterator[tuple[str, ...]]:
+    _, decimals, reasons = METRICS[metric]
+    found = numbers["metrics"][metric]
+    differences = {(d["arm"], d["labelled"]): d for d in found["differences"]}
+    for facts, group in zip(numbers["groups"], found["groups"], strict=True):
+        folds = len(facts["folds"])
+        cells = [_cell(part, decimals, folds) for part in _parts(group)]
+        counts = {key: facts["left_out"][key] for key in reasons}
+        left_out = ", ".join(f"{n} {key}" for key, n in counts.items() if n)
+        yield (*_facts(facts), *cells, left_out.replace("_", " ") or "0")
+        difference = differences.get((group["arm"], group["labelled"]))
+        if difference:
+            cells = [_difference_cell(d, decimals) for d in _parts(difference)]
+            arms = f"{group['arm']} - {numbers['baseline']}"
+            yield (shown(group["labelled"]), arms, "", "", "", *cells, "")
 
 
-def _averaged(
-    runs: Sequence[Run], metric: str, class_name: str | None
-) -> dict[tuple[str, str, int], float]:
-    """{(case, class, fold): mean over seeds}."""
-    values: dict[tuple[str, str, int], list[float]] = {}
-    for run in runs:
-        for row in run["rows"]:
-            if class_name in (None, row["class_name"]):
-                key = (row["case"], row["class_name"], run["fold"])
-                values.setdefault(key, []).append(row[metric])
-    return {key: nan_mean(of_seeds) for key, of_seeds in values.items()}
+def _parts(group: Numbers) -> list[Numbers]:
+    return [*group["classes"].values(), group["overall"]]
 
 
-def _metric_rows(
-    metric: str, groups: dict[Group, list[Run]], classes: list[str], baseline: str
-) -> Iterator[tuple[str, ...]]:
-    _, _, decimals, reasons = METRICS[metric]
-    parts = [*classes, None]  # None: the mean over classes
-    for (arm, labelled), runs in groups.items():
-        spreads = [fold_spread(runs, metric, part) for part in parts]
-        cells = [_cell(s, decimals, len(_folds(runs))) for s in spreads]
-        left_out = exclusions(row for run in runs for row in run["rows"])
-        shown = [f"{left_out[key]} {key}" for key in reasons if left_out[key]]
-        counts = ", ".join(shown).replace("_", " ") or "0"
-        yield (*_facts(arm, labelled, runs), *cells, counts)
-        reference = groups.get((baseline, labelled))
-        if arm != baseline and reference:
-            differences = [
-                paired_difference(runs, reference, metric, part) for part in parts
-            ]
-            cells = [_difference_cell(d, decimals) for d in differences]
-            yield (str(labelled), f"{arm} - {baseline}", "", "", "", *cells, "")
+def _difference_table(numbers: Numbers, metric: str) -> Table:
+    found = numbers["metrics"][metric]
+    rows = tuple(
+        _difference_row(d, METRICS[metric][1], folds=len(d["folds"]))
+        for d in found["differences"]
+    )
+    return Table(
+        title=f"Differences to {numbers['baseline']}: {_title(numbers, metric)}, mean"
+        f" over the classes ({found['better']} is better)",
+        columns=(
+            *("M", "arm", "folds", "mean"),
+            f"{numbers['bootstrap']['level']:.0%} interval",
+            *("patients", "better", "worse", "p", "p (Holm)"),
+        ),
+        rows=rows,
+    )
 
 
-def _pooled_table(groups: dict[Group, list[Run]]) -> Table:
+def _difference_row(
+    difference: Numbers, decimals: int, *, folds: int
+) -> tuple[str, ...]:
+    found = difference["overall"]
+    mean = "-" if found["mean"] is None else f"{found['mean']:+.{decimals}f}"
+    return (
+        *(shown(difference["labelled"]), difference["arm"], str(folds), mean),
+        _interval(found["interval"], f"+.{decimals}f"),
+        *(str(found[key]) for key in ("patients", "better", "worse")),
+        *(_p(found[key]) for key in ("p", "p_holm")),
+    )
+
+
+def _efficiency_table(numbers: Numbers) -> Table:
+    found = numbers["label_efficiency"]
+    counts = numbers["label_counts"]
     rows = []
-    for (arm, labelled), runs in groups.items():
-        cells = []
-        for key in POOLED:
-            folds: dict[int, list[float]] = {}
-            for run in runs:
-                value = run.get("pooled", {}).get(key, float("nan"))
-                folds.setdefault(run["fold"], []).append(value)
-            values = spread([nan_mean(of_seeds) for of_seeds in folds.values()])
-            cells.append(_cell(values, 3, len(folds)))
-        rows.append((*_facts(arm, labelled, runs), *cells))
+    for curve in found["curves"]:
+        points = {point["labelled"]: point for point in curve["points"]}
+        cells = [_point(points.get(labelled)) for labelled in counts]
+        needed = [_needed(share) for share in curve["needed"]]
+        rows.append((curve["arm"], *cells, *(needed or ["-"] * len(found["shares"]))))
+    return Table(
+        title="Label efficiency: Dice per case, mean over the classes, by labelled"
+        " patients",
+        columns=(
+            "arm",
+            *(f"M = {shown(labelled)}" for labelled in counts),
+            *(f"labels for {share:.0%}" for share in found["shares"]),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _point(point: Numbers | None) -> str:
+    if point is None or point["mean"] is None:
+        return "-"
+    mean = _cell(point, METRICS["dice"][1], point["n"])
+    return f"{mean} {_interval(point['interval'], '.3f')}".removesuffix(" -")
+
+
+def _needed(needed: Numbers) -> str:
+    if needed["labels"] is None:
+        return "not reached"
+    if needed["low"] is None:
+        return f"at most {needed['labels']:.3g}"
+    return f"{needed['labels']:.3g} ({needed['low']:.3g} to {needed['high']:.3g})"
+
+
+def _pooled_table(numbers: Numbers) -> Table:
+    rows = []
+    for place, facts in enumerate(numbers["groups"]):
+        folds = len(facts["folds"])
+        cells = [_cell(numbers["pooled"][key][place], 3, folds) for key in POOLED]
+        rows.append((*_facts(facts), *cells))
     return Table(
         title="Pooled Dice of the authors' code (all voxels of a fold together;"
         " higher is better; the best epoch is chosen on the scored fold itself)",
@@ -322,14 +225,22 @@ def _pooled_table(groups: dict[Group, list[Run]]) -> Table:
     )
 
 
-def _facts(arm: str, labelled: int, runs: Sequence[Run]) -> tuple[str, ...]:
-    seeds = len({run["seed"] for run in runs})
-    cases = len({row["case"] for run in runs for row in run["rows"]})
-    return (str(labelled), arm, str(len(_folds(runs))), str(seeds), str(cases))
+def _facts(facts: Numbers) -> tuple[str, ...]:
+    counts = (len(facts["folds"]), len(facts["seeds"]), facts["cases"])
+    return (shown(facts["labelled"]), facts["arm"], *map(str, counts))
 
 
-def _folds(runs: Sequence[Run]) -> set[int]:
-    return {run["fold"] for run in runs}
+def _interval(interval: Sequence[float] | None, spec: str) -> str:
+    if interval is None:
+        return "-"
+    low, high = interval
+    return f"[{low:{spec}}, {high:{spec}}]"
+
+
+def _p(p: float | None) -> str:
+    if p is None:
+        return "-"
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def _cell(values: dict[str, Any], decimals: int, folds: int) -> str:

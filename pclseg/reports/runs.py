@@ -1,0 +1,194 @@
+"""Finished run directories, as the comparisons read them."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from pclseg.errors import UserError
+from pclseg.evaluation.cases import Row, read_cases
+from pclseg.files import read_json
+
+POOLED = ("dice_pooled_best", "dice_pooled_last")  # keys of summary.json
+TRANSDUCTIVE = " [transductive]"
+
+
+class Run(TypedDict):
+    """One finished run: an arm at one label count, fold and seed."""
+
+    arm: str
+    labelled: int  # as asked for; 0 is all training patients
+    labelled_patients: Sequence[str]
+    fold: int
+    seed: int
+    rows: list[Row]
+    dataset: NotRequired[str]
+    tolerance_mm: NotRequired[float]
+    transductive: NotRequired[bool]
+    pooled: NotRequired[dict[str, float]]  # the authors' metric, keys of POOLED
+
+
+def read_run(workdir: str | Path) -> Run:
+    """Reads a run directory: config.json, summary.json and cases.csv.
+
+    Raises:
+        UserError: the folder is no run, the run is not finished, it has no case, or a
+            patient whose labels it trained on is among its cases.
+    """
+    workdir = Path(workdir)
+    if not (workdir / "config.json").is_file():
+        raise UserError(
+            f"{workdir} is no run directory: it has no config.json; give the --workdir"
+            " of a training."
+        )
+    for name in ("summary.json", "cases.csv"):
+        if not (workdir / name).is_file():
+            raise UserError(
+                f"{workdir} is not finished: it has no {name}; start its command again"
+                " to finish it, or leave it out."
+            )
+    config, summary = (
+        read_json(workdir / "config.json"),
+        read_json(workdir / "summary.json"),
+    )
+    rows = read_cases(workdir / "cases.csv")
+    if not rows:
+        raise UserError(
+            f"{workdir / 'cases.csv'} holds no case; expected at least one test case:"
+            " give the fold more patients, or leave the run out."
+        )
+    try:
+        run = _run(config, summary, rows)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{workdir}: config.json or summary.json lacks {error}; expected the files"
+            " of a run of this version. Start the run again in a new --workdir."
+        ) from error
+    _check_apart(workdir, run)
+    return run
+
+
+def label(run: Run) -> str:
+    """The arm as tables show it."""
+    return run["arm"] + (TRANSDUCTIVE if run.get("transductive") else "")
+
+
+def class_names(run: Run) -> list[str]:
+    """Foreground classes in the order of their ids."""
+    return list(dict.fromkeys(row["class_name"] for row in run["rows"]))
+
+
+def shown(labelled: int) -> str:
+    """A label count as a reader sees it."""
+    return str(labelled) if labelled else "all"
+
+
+def patient_of_case(run: Run) -> dict[str, str]:
+    """{case: patient}."""
+    return {row["case"]: row["patient"] for row in run["rows"]}
+
+
+def folds_of(runs: Iterable[Run]) -> list[int]:
+    """Folds that have a run, ascending."""
+    return sorted({run["fold"] for run in runs})
+
+
+def check_alike(runs: Sequence[Run]) -> None:
+    """Raises UserError unless all runs are of the same data, measured alike."""
+    _check_datasets(runs)
+    _check_classes(runs)
+    _check_tolerances(runs)
+    _check_cases(runs)
+    _check_draws(runs)
+
+
+def _run(config: dict[str, Any], summary: dict[str, Any], rows: list[Row]) -> Run:
+    data = config["data"]
+    return Run(
+        arm=config["arm"],
+        labelled=data["split"]["labelled"],
+        labelled_patients=summary["labelled_patients"],
+        fold=data["split"]["fold"],
+        seed=config["seed"],
+        rows=rows,
+        dataset=data["name"],
+        tolerance_mm=config["evaluate"]["tolerance_mm"],
+        # A run from scratch has seen nobody, whatever the setting says.
+        transductive=data["transductive"]
+        and any(config[stage]["init_from"] for stage in config["stages"]),
+        pooled={key: summary[key]["mean"] for key in POOLED if summary.get(key)},
+    )
+
+
+def _check_apart(workdir: Path, run: Run) -> None:
+    both = {row["patient"] for row in run["rows"]} & set(run["labelled_patients"])
+    if both:
+        raise UserError(
+            f"{workdir}: patient {min(both)!r} is among the cases of cases.csv and, in"
+            " summary.json, among the labelled_patients; expected other patients: such"
+            " a score says nothing. Train again with folds by patient."
+        )
+
+
+def _name(run: Run) -> str:
+    return (
+        f"arm {label(run)!r}, {shown(run['labelled'])} labelled, fold {run['fold']},"
+        f" seed {run['seed']}"
+    )
+
+
+def _check_datasets(runs: Sequence[Run]) -> None:
+    first = runs[0].get("dataset")
+    for run in runs:
+        if run.get("dataset") != first:
+            raise UserError(
+                f"{_name(run)} is of dataset {run.get('dataset')!r}, but the first run"
+                f" of {first!r}; compare runs of one data set."
+            )
+
+
+def _check_classes(runs: Sequence[Run]) -> None:
+    first = class_names(runs[0])
+    for run in runs:
+        if class_names(run) != first:
+            raise UserError(
+                f"{_name(run)} has the classes {', '.join(class_names(run))}, but the"
+                f" first run {', '.join(first)}; compare runs of one data set."
+            )
+
+
+def _check_tolerances(runs: Sequence[Run]) -> None:
+    found = sorted({run["tolerance_mm"] for run in runs if "tolerance_mm" in run})
+    if len(found) > 1:
+        raise UserError(
+            f"these runs have NSD tolerances of {' and '.join(map(str, found))} mm;"
+            " expected one: evaluate again with one config.evaluate.tolerance_mm."
+        )
+
+
+def _check_cases(runs: Sequence[Run]) -> None:
+    """Means over other cases cannot be compared, and pairs would be lost silently."""
+    first: dict[int, Run] = {}
+    for run in runs:
+        reference = first.setdefault(run["fold"], run)
+        ours, theirs = patient_of_case(run), patient_of_case(reference)
+        only = sorted({case for case, _ in ours.items() ^ theirs.items()})
+        if only:
+            raise UserError(
+                f"{_name(run)} and {_name(reference)} score other cases:"
+                f" {len(only)} are not in both, as {only[0]!r}; expected equal cases in"
+                " a fold: compare runs of the same files and split."
+            )
+
+
+def _check_draws(runs: Sequence[Run]) -> None:
+    """Arms that learn from other patients differ by more than their method."""
+    first: dict[tuple[int, int, int], Run] = {}
+    for run in runs:
+        key = (run["labelled"], run["fold"], run["seed"])
+        reference = first.setdefault(key, run)
+        if {*run["labelled_patients"]} != {*reference["labelled_patients"]}:
+            raise UserError(
+                f"{_name(run)} has other labelled patients than arm"
+                f" {label(reference)!r} there; expected the same: use one"
+                " config.data.split.draw_seed or split file."
+            )
