@@ -179,6 +179,46 @@ def test_map_shows_every_slice_twice(tmp_path, drawn, patients):
     assert _is_png(tmp_path / "m.png")
 
 
+def _point(labelled, mean, interval, *, patients=None):
+    return {
+        "labelled": labelled,
+        "labelled_patients": patients or labelled,
+        "mean": mean,
+        "interval": interval,
+    }
+
+
+def test_label_efficiency_shows_every_mean_with_its_interval(tmp_path, drawn):
+    every = _point(0, 0.8, [0.7, 0.85], patients=79.8)
+    curves = [
+        {"arm": "scratch", "points": [_point(2, 0.4, [0.3, 0.6]), every]},
+        {"arm": "pcl", "points": [_point(2, 0.5, None), _point(6, 0.6, [0.5, 0.7])]},
+        {"arm": "empty", "points": [_point(2, None, None)]},
+    ]
+    efficiency = {"full": 0.8, "shares": [0.9], "curves": curves}
+    path = tmp_path / "l.png"
+    figures.label_efficiency(path, efficiency, level=0.95)
+    (axes,) = drawn[0].axes
+    scratch, pcl, empty = (container.lines for container in axes.containers)
+    np.testing.assert_allclose(scratch[0].get_ydata(), [0.4, 0.8])
+    assert [round(x) for x in scratch[0].get_xdata()] == [0, 2]  # 6 lies between
+    assert [round(x) for x in pcl[0].get_xdata()] == [0, 1]
+    assert scratch[0].get_xdata()[0] < pcl[0].get_xdata()[0]
+    ends = [segment[:, 1].tolist() for segment in scratch[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [[0.3, 0.6], [0.7, 0.85]])
+    ends = [segment[:, 1].tolist() for segment in pcl[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [[0.5, 0.5], [0.5, 0.7]])
+    assert not len(empty[0].get_ydata())
+    ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert ticks == ["2", "6", "all (79.8)"]
+    said = [text.get_text() for text in axes.texts]
+    assert said == ["100% of full supervision", "90% of full supervision"]
+    (legend,) = drawn[0].legends
+    assert [t.get_text() for t in legend.get_texts()] == ["scratch", "pcl", "empty"]
+    assert "95% interval over patients" in legend.get_title().get_text()
+    assert _is_png(path)
+
+
 def test_a_failed_save_leaves_the_old_figure_alone(tmp_path, monkeypatch):
     path = tmp_path / "s.png"
     path.write_bytes(b"old")

@@ -17,7 +17,8 @@ from pclseg.cli.status import exit_status
 from pclseg.errors import UserError
 from pclseg.evaluation.embeddings import principal_components, similarity_curve
 from pclseg.files import write_json
-from pclseg.reports import figures
+from pclseg.reports import comparison, figures
+from pclseg.reports.runs import read_run, shown
 from pclseg.runner import Run, finished_run
 
 log = logging.getLogger("pclseg.figures")  # also when run as __main__
@@ -31,22 +32,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m pclseg.cli.figures",
         description="Training curves of all runs together; of each run, overlays of the"
         " worst, median and best case and, where it pre-trained, what the embedding"
-        " knows of position.",
+        " knows of position; of runs with several numbers of labels, the Dice against"
+        " them.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, required=True, help="folder for PNG files")
+    parser.add_argument(
+        "--baseline", help="arm whose Dice with all labels is 100 %% (of the first RUN)"
+    )
     args = parser.parse_args(argv)
-    return exit_status(lambda: draw(args.runs, args.out))
+    return exit_status(lambda: draw(args.runs, args.out, baseline=args.baseline))
 
 
-def draw(workdirs: Sequence[Path], out: Path) -> None:
+def draw(workdirs: Sequence[Path], out: Path, *, baseline: str | None) -> None:
     """All figures of the runs.
+
+    Args:
+        workdirs: of the runs.
+        out: folder for the files.
+        baseline: arm whose Dice with all labels is full supervision; None for that of
+            the first run.
 
     Raises:
         UserError: a run is not finished, or two have the same name.
     """
     _check_names(workdirs)
     runs = [finished_run(workdir) for workdir in workdirs]
+    draw_label_efficiency(workdirs, out, baseline=baseline)
     draw_curves(runs, out)
     learned: dict[str, Curve] = {}
     for run in runs:
@@ -68,8 +80,31 @@ def _check_names(workdirs: Sequence[Path]) -> None:
         )
 
 
+def draw_label_efficiency(
+    workdirs: Sequence[Path], out: Path, *, baseline: str | None
+) -> None:
+    """Dice against the number of labels, where the scored runs have several."""
+    scored = [w for w in workdirs if (w / "summary.json").is_file()]
+    read = [read_run(workdir) for workdir in scored]
+    if len({run["labelled"] for run in read}) < 2:
+        return
+    try:
+        numbers = comparison.numbers(read, baseline=baseline)
+    except UserError as error:  # the other figures compare nothing
+        log.warning("no figure of label efficiency: %s", error)
+        return
+    path = out / "label_efficiency.png"
+    level = numbers["bootstrap"]["level"]
+    figures.label_efficiency(path, numbers["label_efficiency"], level=level)
+    log.info("%s", path)
+
+
 def draw_curves(runs: Sequence[Run], out: Path) -> None:
-    """One picture a stage and CSV file, the runs of an arm as mean and range."""
+    """One picture a stage and CSV file, the runs of an arm as mean and range.
+
+    Where the runs have several numbers of labels, these have lines of their own.
+    """
+    several = len({run.config.data.split.labelled for run in runs}) > 1
     wanted = {
         "metrics.csv": {"loss": "loss", "learning_rate": "learning rate"},
         "validation.csv": {"dice_pooled": "validation Dice, pooled"},
@@ -77,8 +112,10 @@ def draw_curves(runs: Sequence[Run], out: Path) -> None:
     for name, columns in wanted.items():
         sources: dict[str, dict[str, list[Path]]] = defaultdict(dict)
         for run in runs:
+            labelled = shown(run.config.data.split.labelled)
+            line = f"{run.config.arm}, M = {labelled}" if several else run.config.arm
             for stage, paths in diagnostics.curve_files(run, name).items():
-                sources[stage].setdefault(run.config.arm, []).extend(paths)
+                sources[stage].setdefault(line, []).extend(paths)
         for stage, arms in sources.items():
             path = out / f"{stage}_{Path(name).stem}.png"
             figures.training_curves(path, arms, columns=columns, log_scale=("loss",))

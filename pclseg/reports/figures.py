@@ -23,6 +23,7 @@ LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP"
 DPI = 120
 MOST_IN_LEGEND = 10
+DODGE = 0.08  # of the distance between neighbouring label counts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,6 +177,52 @@ def similarity_against_distance(
     _save(figure, path)
 
 
+def label_efficiency(
+    path: str | Path, efficiency: Mapping[str, Any], *, level: float
+) -> None:
+    """Dice against the number of labelled patients, one line per arm.
+
+    The measured numbers stand at equal distances, as they run from a few to all; arms
+    are dodged so that their intervals can be told apart.
+
+    Args:
+        path: PNG to write.
+        efficiency: "label_efficiency" of `reports.comparison.numbers`.
+        level: of the intervals.
+    """
+    curves = efficiency["curves"]
+    counts = {
+        point["labelled"]: point["labelled_patients"]
+        for curve in curves
+        for point in curve["points"]
+    }
+    order = sorted(counts, key=counts.__getitem__)
+    figure = _figure(5.6, 4.2)
+    axes = figure.subplots()
+    for number, curve in enumerate(curves):
+        shift = (number - (len(curves) - 1) / 2) * DODGE
+        places = {labelled: place + shift for place, labelled in enumerate(order)}
+        _draw_efficiency(axes, curve, places, number)
+    if efficiency["full"] is not None:
+        for share in (1.0, *efficiency["shares"]):
+            _draw_share(axes, share, efficiency["full"])
+    names = [str(m) if m else f"all ({counts[m]:.3g})" for m in order]
+    axes.set_xticks(range(len(order)), names)
+    axes.set(
+        xlabel="labelled patients (at equal distances)",
+        ylabel="Dice per case, mean over classes",
+        xlim=(-0.5, len(order) - 0.5),
+    )
+    _plain(axes)
+    figure.legend(
+        loc="outside lower center",
+        frameon=False,
+        ncols=min(len(curves), 4),
+        title=f"mean over folds, bars: {level:.0%} interval over patients",
+    )
+    _save(figure, path)
+
+
 def embedding_map(
     path: str | Path,
     maps: Mapping[str, tuple[np.ndarray, np.ndarray]],
@@ -305,6 +352,38 @@ def _line_style(number: int) -> dict[str, Any]:
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": LINE_STYLES[number % len(LINE_STYLES)],
     }
+
+
+def _draw_efficiency(
+    axes: "Axes", curve: Mapping[str, Any], places: Mapping[int, float], number: int
+) -> None:
+    points = [point for point in curve["points"] if point["mean"] is not None]
+    means = np.array([point["mean"] for point in points])
+    # Without an interval the bar has no length.
+    ends = np.array([p["interval"] or (p["mean"], p["mean"]) for p in points])
+    bars = np.abs(ends.reshape(-1, 2) - means[:, None]).T
+    axes.errorbar(
+        [places[point["labelled"]] for point in points],
+        means,
+        yerr=bars,
+        label=curve["arm"],
+        marker=MARKERS[number % len(MARKERS)],
+        capsize=3,
+        **_line_style(number),
+    )
+
+
+def _draw_share(axes: "Axes", share: float, full: float) -> None:
+    axes.axhline(share * full, color="0.4", linestyle=(0, (1, 3)), linewidth=0.9)
+    axes.annotate(
+        f"{share:.0%} of full supervision",
+        (0, share * full),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 2),
+        textcoords="offset points",
+        fontsize=7,
+        color="0.3",
+    )
 
 
 def _scatter_patients(
