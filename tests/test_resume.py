@@ -1,6 +1,5 @@
 """Whole runs that are interrupted, against one that is not."""
 
-import json
 import random
 import shlex
 import shutil
@@ -21,6 +20,7 @@ pytestmark = pytest.mark.slow
 STEPS = 24  # of both stages, in tiny.py
 SAME_BYTES = (
     "pretrain/metrics.csv",
+    "pretrain/diagnostics.json",
     "finetune/metrics.csv",
     "finetune/validation.csv",
     "cases.csv",
@@ -104,11 +104,7 @@ def test_a_finished_run_is_drawn(whole, tmp_path, capsys):
         "whole_cases.png",
         "whole_pretrain_similarity.png",
         "whole_pretrain_map.png",
-        "whole_pretrain_measures.json",
     }
-    measures = json.loads((tmp_path / "whole_pretrain_measures.json").read_text())
-    assert set(measures) == {"before", "after"}
-    assert measures["before"] != measures["after"]
 
 
 def test_a_run_killed_at_random_in_both_stages_is_identical(folder, env, whole):

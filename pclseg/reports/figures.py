@@ -23,6 +23,10 @@ LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP"
 DPI = 120
 MOST_IN_LEGEND = 10
+CURVES = {  # file of a stage: {column: axis label}
+    "metrics.csv": {"loss": "loss", "learning_rate": "learning rate"},
+    "validation.csv": {"dice_pooled": "validation Dice, pooled"},
+}
 DODGE = 0.08  # of the distance between neighbouring label counts
 
 
