@@ -1,4 +1,7 @@
-"""PNG figures of a run: curves, overlays, what the embedding knows of position."""
+"""Figures of runs: curves, overlays, what the embedding knows of position.
+
+Every function writes one file, in the format of its suffix: .png or .svg.
+"""
 
 import csv
 import dataclasses
@@ -68,7 +71,7 @@ def training_curves(
     mark few steps that all have.
 
     Args:
-        path: PNG to write.
+        path: of the figure.
         sources: {arm: CSV files with a column "step"}; empty cells are passed over.
         columns: {column: axis label with unit}. An arm without the column has no line.
         log_scale: columns whose axis is logarithmic where they span more than tenfold.
@@ -108,7 +111,7 @@ def training_curves(
         axes.set(xlabel="optimizer step", ylabel=axis_label)
         low, high = axes.dataLim.intervaly
         if column in log_scale and 0 < 10 * low < high:
-            axes.set_yscale("log")
+            _set_log_scale(axes)
         _plain(axes)
         axes.legend(frameon=False)
     _save(figure, path)
@@ -126,7 +129,7 @@ def overlays(
     Shown are slices spread evenly over those that hold any foreground.
 
     Args:
-        path: PNG to write.
+        path: of the figure.
         cases: e.g. the worst, the median and the best.
         class_names: K names, background first.
         num_slices: slices per case.
@@ -153,7 +156,7 @@ def similarity_against_distance(
     """Cosine similarity of slices of different patients against their distance.
 
     Args:
-        path: PNG to write.
+        path: of the figure.
         curves: {name, e.g. "before pre-training": (distance, mean, n)}, each [bins], as
             `evaluation.embeddings.similarity_curve` returns them.
     """
@@ -190,7 +193,7 @@ def label_efficiency(
     are dodged so that their intervals can be told apart.
 
     Args:
-        path: PNG to write.
+        path: of the figure.
         efficiency: "label_efficiency" of `reports.comparison.numbers`.
         level: of the intervals.
     """
@@ -236,7 +239,7 @@ def embedding_map(
     """The first two principal components, coloured by position and by patient.
 
     Args:
-        path: PNG to write.
+        path: of the figure.
         maps: {name: (points [N, 2], share [2])}, one column each, as
             `evaluation.embeddings.principal_components` returns them.
         position: [N] float in (0, 1].
@@ -433,6 +436,23 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
+def _set_log_scale(axes: "Axes") -> None:
+    from matplotlib.ticker import LogFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())  # 0.1, not a formula
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+
+
 def _save(figure: "Figure", path: str | Path) -> None:
-    with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, format="png")
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    path = Path(path)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # the name of an arm or a patient may hold dollars
+    vector = path.suffix == ".svg"
+    # Neither dates nor random ids, so that the same run gives the same bytes.
+    options = {"metadata": {"Date": None}} if vector else {}
+    with replacing(path) as temporary, rc_context({"svg.hashsalt": "pclseg"}):
+        figure.savefig(temporary, format=path.suffix[1:], **options)
