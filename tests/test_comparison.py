@@ -83,7 +83,8 @@ def compared(tmp_path_factory):
                 }
                 for r in csv.DictReader(file)
             }
-    return json.loads(out.read_text()), scores
+    # NaN is no JSON.
+    return json.loads(out.read_text(), parse_constant=pytest.fail), scores
 
 
 def mean(values):
@@ -225,6 +226,10 @@ def test_differences_and_their_tests(compared):
             for name, found in parts(difference):
                 expected = spread(naive_differences(*about, name).values())
                 assert {k: found[k] for k in expected} == pytest.approx(expected)
+            for fold in difference["folds"]:
+                one = {key: c for key, c in scores.items() if key[2] == fold["fold"]}
+                expected = naive_differences(one, *about[1:], None)
+                assert fold["mean"] == pytest.approx(mean(expected.values()))
             found, of_patients = difference["overall"], {}
             for case, value in naive_differences(*about, None).items():
                 if value is not None:
@@ -341,8 +346,24 @@ def test_arms_without_a_shared_fold_have_no_difference():
     assert (difference["folds"], found["n"], found["p"]) == ([], 0, None)
     assert any("shares no fold with scratch" in w for w in numbers["warnings"])
     assert tables.render(numbers).tables[1].rows[0][2:] == (
-        *("0", "-", "-", "0", "0", "0", "-", "-"),
+        *("-", "-", "0", "0", "0", "-", "-", "0 of 0"),
     )
+
+
+def test_a_metric_that_no_case_has_is_none():
+    unknown = [
+        run | {"rows": [row | {"hd95_mm": math.nan} for row in run["rows"]]}
+        for run in SCRATCH + PCL
+    ]
+    numbers = comparison.numbers(unknown, baseline="scratch")
+    distance = numbers["metrics"]["hd95_mm"]
+    nothing = {"mean": None, "sd": None, "n": 0, "interval": None, "patients": 0}
+    assert nothing.items() <= distance["groups"][0]["overall"].items()
+    assert (nothing | {"p": None, "p_holm": None}).items() <= distance["differences"][
+        0
+    ]["overall"].items()
+    assert not any("With 0 patients" in sentence for sentence in numbers["warnings"])
+    assert tables.render(numbers).tables[3].rows[0][2] == "-"
 
 
 def test_one_training_a_fold_is_said():

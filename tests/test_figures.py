@@ -5,7 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+from test_tables import PCL, SCRATCH, write_run
 
+from pclseg.cli import figures as command
 from pclseg.errors import UserError
 from pclseg.evaluation import embeddings
 from pclseg.reports import figures
@@ -217,6 +219,21 @@ def test_label_efficiency_shows_every_mean_with_its_interval(tmp_path, drawn):
     assert [t.get_text() for t in legend.get_texts()] == ["scratch", "pcl", "empty"]
     assert "95% interval over patients" in legend.get_title().get_text()
     assert _is_png(path)
+
+
+def test_command_draws_label_efficiency_of_several_label_counts(
+    tmp_path, drawn, caplog
+):
+    few = [write_run(tmp_path / f"{r['arm']}{r['fold']}", r) for r in SCRATCH + PCL]
+    out = tmp_path / "out"
+    command.draw_label_efficiency(few, out, baseline=None)
+    assert not drawn  # one label count
+    most = {"labelled": 0, "labelled_patients": "vwxyz"}
+    more = [write_run(tmp_path / f"all{r['fold']}", r | most) for r in SCRATCH]
+    command.draw_label_efficiency([*few, tmp_path, *more], out, baseline=None)
+    assert _is_png(out / "label_efficiency.png") and len(drawn) == 1
+    command.draw_label_efficiency([*few, *more], out, baseline="none")
+    assert len(drawn) == 1 and "no figure of label efficiency: --base" in caplog.text
 
 
 def test_a_failed_save_leaves_the_old_figure_alone(tmp_path, monkeypatch):

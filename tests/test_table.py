@@ -1,5 +1,7 @@
 """The command that prints the comparison of run directories."""
 
+from pathlib import Path
+
 import pytest
 from test_tables import PCL, SCRATCH, write_run
 
@@ -23,6 +25,20 @@ def test_prints_the_tables_of_the_runs(runs, capsys):
     numbers = comparison.numbers(read, baseline="scratch")
     assert shown == tables.as_text(tables.render(numbers))
     assert "pcl - scratch" in shown and "NSD at 2 mm" in shown
+
+
+def test_numbers_that_cannot_be_written_are_one_line(runs, tmp_path, capsys):
+    assert table.main([*runs, f"--json={tmp_path}"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "cannot be written" in err and err.count("\n") == 1
+
+
+def test_runs_of_two_data_sets_are_one_line(runs, capsys):
+    config = Path(runs[0]) / "config.json"
+    config.write_text(config.read_text().replace('"acdc"', '"phantom"'))
+    assert table.main(runs) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "compare runs of one data set" in err and err.count("\n") == 1
 
 
 def test_prints_markdown(runs, capsys):

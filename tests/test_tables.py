@@ -144,6 +144,54 @@ def test_one_fold_has_no_sd_and_an_incomplete_metric_says_so():
     assert _line(_dice(half), "scratch")["RV"] == "0.300 (n 1)"
 
 
+def test_seeds_get_a_column_where_there_are_several():
+    again = [_run("pcl", 0, {"a": (0.8, 0.4), "b": (0.7, 0.8)}, seed=1)]
+    shown = _compare(SCRATCH + PCL + again)
+    line = _line(shown.tables[0], "pcl")
+    # Seeds of fold 0 have 0.575 and 0.675, fold 1 has one.
+    assert (line["SD over seeds"], line["seeds"]) == ("0.071", "2")
+    assert _line(shown.tables[0], "scratch")["SD over seeds"] == "-"
+    assert all(len(row) == len(t.columns) for t in shown.tables for row in t.rows)
+    assert tables.SEEDS_LEGEND in shown.legend
+    assert "SD over seeds" not in _dice(SCRATCH + PCL).columns
+
+
+def test_differences_have_interval_patients_and_p():
+    table = _compare(SCRATCH + PCL, baseline="scratch").tables[1]
+    start = "Differences to scratch: Dice per case, mean over the classes"
+    assert table.title == f"{start} (higher is better)"
+    line = _line(table, "pcl")
+    # +0.2, +0.15 and -0.05, of which the least and the greatest mean of a resample.
+    assert line["mean"] == "+0.100"
+    assert line["95% interval"] == "[-0.050, +0.200]"
+    assert [line[key] for key in ("patients", "better", "worse")] == ["3", "2", "1"]
+    assert (line["p"], line["p (Holm)"]) == ("0.5000", "0.5000")  # 4 of 8 signs
+    assert line["folds better"] == "1 of 2"
+    distance = _compare(SCRATCH + PCL, baseline="scratch").tables[3]
+    assert _line(distance, "pcl")["folds better"] == "0 of 2"  # all are equal
+
+
+def test_label_efficiency_has_a_column_per_label_count():
+    most = ["x"] * 20
+    more = [run | {"labelled": 0, "labelled_patients": most} for run in SCRATCH]
+    shown = _compare(SCRATCH + more + PCL)
+    (table,) = [t for t in shown.tables if t.title.startswith("Label efficiency")]
+    scratch, pcl = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert scratch["M = 2"] == scratch["M = all"]
+    assert scratch["M = 2"].startswith("0.500 ± 0.141 [0.3")
+    assert pcl["M = all"] == "-"
+    assert (scratch["labels for 90%"], pcl["labels for 95%"]) == ("at most 2",) * 2
+    alone = _compare(SCRATCH + PCL)
+    assert not [t for t in alone.tables if t.title.startswith("Label efficiency")]
+
+
+def test_labels_needed_without_full_supervision_are_not_shown():
+    more = [run | {"labelled": 6} for run in SCRATCH]
+    shown = _compare(SCRATCH + more)
+    assert shown.tables[-1].rows[0][-2:] == ("-", "-")
+    assert any("No run of scratch has all labels" in line for line in shown.legend)
+
+
 def test_rows_are_sorted_by_label_count_with_the_baseline_first():
     more = [run | {"labelled": m} for m in (0, 10) for run in PCL + SCRATCH]
     comparison = _compare(more + PCL + SCRATCH, baseline="scratch")
@@ -287,6 +335,17 @@ def test_unfinished_run_is_named(tmp_path, missing, message):
     (folder / missing).unlink()
     with pytest.raises(UserError, match=f"run {message}"):
         runs.read_run(folder)
+
+
+def test_empty_folder_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="is no run directory"):
+        runs.read_run(tmp_path)
+
+
+def test_run_that_scores_a_patient_it_learned_from_is_refused(tmp_path):
+    seen = SCRATCH[0] | {"labelled_patients": ["x", "b"]}
+    with pytest.raises(UserError, match="patient 'b' is among the cases .* labelled_"):
+        runs.read_run(write_run(tmp_path / "run", seen))
 
 
 def test_run_without_cases_and_foreign_config_are_named(tmp_path):

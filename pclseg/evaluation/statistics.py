@@ -13,7 +13,7 @@ from scipy import stats
 
 MOST_FOR_EXACT = 50  # patients; scipy's exact distribution is fast up to there
 MOST_FOR_SIGNS = 13  # patients with ties; all 2^13 signs are tried
-FEWEST_FOR_INTERVAL = 20  # patients; below, 95 % intervals hold the mean in < 93 %
+FEWEST_FOR_INTERVAL = 20  # patients; of fewer, 95 % intervals hold the mean in < 93 %
 FEWEST_FOR_SD = 3  # folds; of two values an SD is a difference
 
 
@@ -91,7 +91,7 @@ def paired_wilcoxon(differences: Sequence[float]) -> float | None:
     if ties and len(found) <= MOST_FOR_SIGNS:
         method = stats.PermutationMethod(n_resamples=2 ** len(found))
     elif ties or len(found) > MOST_FOR_EXACT:
-        method = "approx"
+        method = "auto"  # is the approximation here; scipy 1.15 changed its name
     else:
         method = "exact"
     return float(stats.wilcoxon(found, zero_method="wilcox", method=method).pvalue)
@@ -116,10 +116,10 @@ def few_patients(patients: int, *, comparisons: int) -> str | None:
     """A sentence where a paired test of so many patients cannot reach 0.05.
 
     The least two-sided p is 2 / 2^n, reached where all n differ to one side; Holm
-    multiplies the smallest p by the number of comparisons.
+    multiplies the smallest p by the number of comparisons. Of nobody there is no test.
     """
     least = min(1.0, comparisons * 2 / 2**patients)
-    if least <= 0.05:
+    if not patients or least <= 0.05:
         return None
     among = f" in {comparisons} comparisons" if comparisons > 1 else ""
     return (

@@ -60,15 +60,16 @@ def numbers(runs: Sequence[Run], *, baseline: str | None) -> Numbers:
             "overall": part, "classes": {name: part}, "cells": [{"fold", "seed",
             "overall": spread, "classes": {name: spread}}]}. "overall" takes the mean
             over the classes of a case first. spread: {"mean", "sd", "n"}, here over
-            cases, as in `summary.json`. part: {"mean", "sd", "n"} over folds (seeds of
+            cases, as in `summary.json`. part: {"mean", "sd", "n" over folds (seeds of
             a fold averaged first), "sd_seeds" (SD over the seeds of a fold, pooled over
             folds; None for one seed), "interval": [low, high] of that mean or None,
-            "patients": int with a value.
+            "patients": int with a value}.
           - Its "differences" are of every arm to the baseline at the same label count:
-            {"arm", "labelled", "folds": [int] shared, "overall": difference, "classes":
-            {name: spread over cases}}. difference: {"mean", "sd", "n"} over cases,
-            "interval": [low, high] or None, "patients", "better", "worse", "equal":
-            int, "p": two-sided or None, "p_holm": over "differences"}.
+            {"arm", "labelled", "overall": difference, "classes": {name: spread over
+            cases}, "folds": [{"fold", and the keys of spread over its cases}] of shared
+            folds}. difference: {"mean", "sd", "n" over cases, "interval": [low, high]
+            or None, "patients", "better", "worse", "equal": int, "p": two-sided or
+            None, "p_holm": over "differences"}.
         - "pooled": {"dice_pooled_best", "dice_pooled_last": [spread over folds]} in the
           order of "groups": the authors' metric. None where no run has it.
         - "label_efficiency": {"full": Dice of the baseline with all labels or None,
@@ -214,10 +215,20 @@ def _difference(
     return {
         "arm": group[0],
         "labelled": group[1],
-        "folds": sorted({*folds_of(runs)} & {*folds_of(baseline)}),
         "overall": tested(of_cases(None), patient_of, METRICS[metric]),
         "classes": {name: spread(list(of_cases(name).values())) for name in classes},
+        "folds": [
+            {"fold": fold, **_fold_difference(runs, baseline, metric, fold)}
+            for fold in sorted({*folds_of(runs)} & {*folds_of(baseline)})
+        ],
     }
+
+
+def _fold_difference(
+    runs: Sequence[Run], baseline: Sequence[Run], metric: str, fold: int
+) -> Numbers:
+    ours, theirs = ([r for r in of if r["fold"] == fold] for of in (runs, baseline))
+    return spread(list(case_differences(ours, theirs, metric, None).values()))
 
 
 def _pooled(groups: Groups) -> Numbers | None:

@@ -23,10 +23,14 @@ LEGEND = (
     " label or only the prediction has counts as Dice 0 and NSD 0 but has no distance"
     " (one empty): read HD95 and ASD together with these counts.",
 )
+SEEDS_LEGEND = (
+    "SD over seeds: sample SD of the mean over the seeds of a fold, pooled over folds."
+)
 DIFFERENCES_LEGEND = (
     "Differences: {level:.0%} interval from {resamples:,} bootstrap resamples of"
     " patients; p of Wilcoxon's two-sided signed-rank test over patients; p (Holm):"
-    " adjusted for all lines of its table; better, worse: patients.",
+    " adjusted for all lines of its table; better, worse: patients; folds better: those"
+    " whose mean difference is on the better side, each a training of its own.",
 )
 EFFICIENCY_LEGEND = (
     "Label efficiency: mean ± sample SD over folds [{level:.0%} interval over"
@@ -97,6 +101,8 @@ def as_markdown(comparison: Comparison) -> str:
 
 def _legend(numbers: Numbers) -> Iterator[str]:
     yield from LEGEND
+    if _several_seeds(numbers):
+        yield SEEDS_LEGEND
     about = {**numbers["bootstrap"], "baseline": numbers["baseline"]}
     if numbers["metrics"]["dice"]["differences"]:
         yield from (line.format(**about) for line in DIFFERENCES_LEGEND)
@@ -118,18 +124,26 @@ def _metric_table(numbers: Numbers, metric: str) -> Table:
     found = numbers["metrics"][metric]
     return Table(
         title=f"{_title(numbers, metric)} ({found['better']} is better)",
-        columns=(*FACTS, *numbers["classes"], "mean", "left out"),
+        columns=(
+            *(*FACTS, *numbers["classes"], "mean"),
+            *(["SD over seeds"] if _several_seeds(numbers) else []),
+            "left out",
+        ),
         rows=tuple(_metric_rows(numbers, metric)),
     )
 
 
 def _metric_rows(numbers: Numbers, metric: str) -> Iterator[tuple[str, ...]]:
     _, decimals, reasons = METRICS[metric]
+    several = _several_seeds(numbers)
     found = numbers["metrics"][metric]
     differences = {(d["arm"], d["labelled"]): d for d in found["differences"]}
     for facts, group in zip(numbers["groups"], found["groups"], strict=True):
         folds = len(facts["folds"])
         cells = [_cell(part, decimals, folds) for part in _parts(group)]
+        if several:
+            sd = group["overall"]["sd_seeds"]
+            cells.append("-" if sd is None else f"{sd:.{decimals}f}")
         counts = {key: facts["left_out"][key] for key in reasons}
         left_out = ", ".join(f"{n} {key}" for key, n in counts.items() if n)
         yield (*_facts(facts), *cells, left_out.replace("_", " ") or "0")
@@ -137,7 +151,12 @@ def _metric_rows(numbers: Numbers, metric: str) -> Iterator[tuple[str, ...]]:
         if difference:
             cells = [_difference_cell(d, decimals) for d in _parts(difference)]
             arms = f"{group['arm']} - {numbers['baseline']}"
-            yield (shown(group["labelled"]), arms, "", "", "", *cells, "")
+            end = [""] * (1 + several)
+            yield (shown(group["labelled"]), arms, "", "", "", *cells, *end)
+
+
+def _several_seeds(numbers: Numbers) -> bool:
+    return any(len(facts["seeds"]) > 1 for facts in numbers["groups"])
 
 
 def _parts(group: Numbers) -> list[Numbers]:
@@ -147,31 +166,34 @@ def _parts(group: Numbers) -> list[Numbers]:
 def _difference_table(numbers: Numbers, metric: str) -> Table:
     found = numbers["metrics"][metric]
     rows = tuple(
-        _difference_row(d, METRICS[metric][1], folds=len(d["folds"]))
+        _difference_row(d, METRICS[metric][1], better=found["better"])
         for d in found["differences"]
     )
     return Table(
         title=f"Differences to {numbers['baseline']}: {_title(numbers, metric)}, mean"
         f" over the classes ({found['better']} is better)",
         columns=(
-            *("M", "arm", "folds", "mean"),
+            *("M", "arm", "mean"),
             f"{numbers['bootstrap']['level']:.0%} interval",
-            *("patients", "better", "worse", "p", "p (Holm)"),
+            *("patients", "better", "worse", "p", "p (Holm)", "folds better"),
         ),
         rows=rows,
     )
 
 
 def _difference_row(
-    difference: Numbers, decimals: int, *, folds: int
+    difference: Numbers, decimals: int, *, better: str
 ) -> tuple[str, ...]:
     found = difference["overall"]
     mean = "-" if found["mean"] is None else f"{found['mean']:+.{decimals}f}"
+    sign = 1 if better == "higher" else -1
+    folds = [f["mean"] for f in difference["folds"] if f["mean"] is not None]
     return (
-        *(shown(difference["labelled"]), difference["arm"], str(folds), mean),
+        *(shown(difference["labelled"]), difference["arm"], mean),
         _interval(found["interval"], f"+.{decimals}f"),
         *(str(found[key]) for key in ("patients", "better", "worse")),
         *(_p(found[key]) for key in ("p", "p_holm")),
+        f"{sum(sign * mean > 0 for mean in folds)} of {len(folds)}",
     )
 
 
