@@ -1,6 +1,6 @@
 """Figures of runs: curves, overlays, what the embedding knows of position.
 
-Every function writes one file, in the format of its suffix: .png or .svg.
+Every function writes one file, in the format of its suffix: .png, .svg or .webp.
 """
 
 import csv
@@ -73,7 +73,8 @@ def training_curves(
     Args:
         path: of the figure.
         sources: {arm: CSV files with a column "step"}; empty cells are passed over.
-        columns: {column: axis label with unit}. An arm without the column has no line.
+        columns: {column: axis label with unit}. An arm without the column, or without
+            files, has no line, but the colours go on as if it had.
         log_scale: columns whose axis is logarithmic where they span more than tenfold.
 
     Raises:
@@ -158,13 +159,16 @@ def similarity_against_distance(
     Args:
         path: of the figure.
         curves: {name, e.g. "before pre-training": (distance, mean, n)}, each [bins], as
-            `evaluation.embeddings.similarity_curve` returns them.
+            `evaluation.embeddings.similarity_curve` returns them. One without pairs has
+            no line, but the colours go on as if it had.
     """
     figure = _figure(5.6, 3.8)
     axes = figure.subplots()
     for number, (name, (distance, mean, n)) in enumerate(curves.items()):
-        shown = f"{name} ({n.sum():,} pairs)"
         filled = n > 0  # a bin without pairs leaves no gap in the line
+        if not filled.any():
+            continue
+        shown = f"{name} ({n.sum():,} pairs)"
         axes.plot(
             distance[filled],
             mean[filled],
@@ -437,11 +441,13 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _set_log_scale(axes: "Axes") -> None:
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())  # 0.1, not a formula
-    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    plain = FuncFormatter(lambda value, _: f"{value:g}")  # 0.1, not a formula
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(plain)
 
 
 def _save(figure: "Figure", path: str | Path) -> None:
@@ -453,6 +459,6 @@ def _save(figure: "Figure", path: str | Path) -> None:
         text.set_parse_math(False)  # the name of an arm or a patient may hold dollars
     vector = path.suffix == ".svg"
     # Neither dates nor random ids, so that the same run gives the same bytes.
-    options = {"metadata": {"Date": None}} if vector else {}
+    options: dict[str, Any] = {"metadata": {"Date": None}} if vector else {}
     with replacing(path) as temporary, rc_context({"svg.hashsalt": "pclseg"}):
         figure.savefig(temporary, format=path.suffix[1:], **options)

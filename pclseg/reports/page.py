@@ -1,11 +1,13 @@
 """One HTML page about a comparison of runs; it needs no network and no script."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from pclseg.errors import UserError
 from pclseg.files import write_text
@@ -94,9 +96,9 @@ def make_page(workdirs: Sequence[Path], *, baseline: str | None) -> str:
         warnings=numbers["warnings"],
         **_tables(numbers),
         efficiency=_label_efficiency(numbers),
-        curves=list(_curves(cells)),
+        curves=list(_curves(cells, numbers["arms"])),
         measures=_measures(learned),
-        learned=list(_learned_blocks(learned)),
+        learned=list(_learned_blocks(learned, numbers["arms"])),
         overlays=[_cases(source) for source in cells],
         shown=", ".join(source.name for source in cells),
         repeat=_repeat(sources, numbers),
@@ -180,46 +182,52 @@ def _label_efficiency(numbers: Numbers) -> Picture | None:
     )
 
 
-def _curves(cells: Sequence[Source]) -> Iterator[Block]:
+def _curves(cells: Sequence[Source], arms: Sequence[str]) -> Iterator[Block]:
     """Of every stage; where it learns from labels, of every label count."""
-    groups: dict[tuple[str, int | None], dict[str, Source]] = {}
-    for source in cells:
-        for stage in source.config["stages"]:
-            labelled = source.run["labelled"] if _uses_labels(source, stage) else None
-            lines = groups.setdefault((stage, labelled), {})
-            lines.setdefault(label(source.run), source)
-    for (stage, labelled), lines in groups.items():
-        about = "" if labelled is None else f", M = {shown(labelled)}"
-        pictures = list(_stage_curves(stage, lines, f"{stage}{about}"))
-        if pictures:
-            yield Block(title=f"{stage}{about}", pictures=pictures)
+    most = max(cells, key=lambda source: len(source.config["stages"]))
+    stages = dict.fromkeys(most.config["stages"])
+    stages |= dict.fromkeys(name for s in cells for name in s.config["stages"])
+    for stage in stages:
+        groups: dict[str, dict[str, Source]] = {}
+        for source in cells:
+            if stage in source.config["stages"]:
+                count = f", M = {shown(source.run['labelled'])}"
+                about = f"{stage}{count if _uses_labels(source, stage) else ''}"
+                groups.setdefault(about, {}).setdefault(label(source.run), source)
+        for about, lines in groups.items():
+            pictures = list(_stage_curves(stage, lines, arms, about=about))
+            if pictures:
+                yield Block(title=about, pictures=pictures)
 
 
 def _uses_labels(source: Source, stage: str) -> bool:
-    subset = source.config[stage].get("data", {}).get("subset")
-    return subset != "train"
+    return source.config[stage]["data"]["subset"] != "train"
 
 
 def _stage_curves(
-    stage: str, lines: Mapping[str, Source], about: str
+    stage: str, lines: Mapping[str, Source], arms: Sequence[str], *, about: str
 ) -> Iterator[Picture]:
     for name, columns in figures.CURVES.items():
-        files = {
-            arm: [path]
-            for arm, source in lines.items()
-            if (path := source.workdir / stage / name).is_file()
-        }
-        for column, axis in columns.items() if files else ():
+        paths = {arm: source.workdir / stage / name for arm, source in lines.items()}
+        # All arms, so that one has the same colour in all figures.
+        files = {arm: [paths[arm]] if _there(paths.get(arm)) else [] for arm in arms}
+        drawn = [arm for arm in arms if files[arm]]
+        for column, axis in columns.items() if drawn else ():
             yield picture(
-                lambda path, files=files, column=column, axis=axis: (
-                    figures.training_curves(
-                        path, files, columns={column: axis}, log_scale=("loss",)
-                    )
+                functools.partial(
+                    figures.training_curves,
+                    sources=files,
+                    columns={column: axis},
+                    log_scale=("loss",),
                 ),
                 alt=f"{axis} against the optimizer step in {about}; lines:"
-                f" {', '.join(files)}.",
+                f" {', '.join(drawn)}.",
                 caption=f"{axis}, {about}",
             )
+
+
+def _there(path: Path | None) -> bool:
+    return path is not None and path.is_file()
 
 
 def _learned(cells: Sequence[Source]) -> Iterator[Learned]:
@@ -257,12 +265,15 @@ def _measures(learned: Sequence[Learned]) -> Table | None:
     )
 
 
-def _learned_blocks(learned: Sequence[Learned]) -> Iterator[Block]:
+def _learned_blocks(learned: Sequence[Learned], arms: Sequence[str]) -> Iterator[Block]:
+    """All arms together, then each with its maps."""
     if len(learned) > 1:
-        after = {each.name: each.found.similarity["after"] for each in learned}
+        none = np.zeros(0)
+        after = {arm: (none, none, none) for arm in arms}
+        after |= {each.name: each.found.similarity["after"] for each in learned}
         yield Block(
             title="All arms after pre-training",
-            pictures=[_similarity(after, ", ".join(after))],
+            pictures=[_similarity(after, "after pre-training")],
         )
     for each in learned:
         curves = {
@@ -279,7 +290,9 @@ def _learned_blocks(learned: Sequence[Learned]) -> Iterator[Block]:
 
 
 def _similarity(curves: Mapping[str, artifacts.Curve], about: str) -> Picture:
-    ends = "; ".join(f"{name} {_falls(*curve)}" for name, curve in curves.items())
+    ends = "; ".join(
+        f"{name} {_falls(*curve)}" for name, curve in curves.items() if curve[2].any()
+    )
     return picture(
         lambda path: figures.similarity_against_distance(path, curves),
         alt=f"Mean cosine similarity of slices of different patients against their"
@@ -288,11 +301,9 @@ def _similarity(curves: Mapping[str, artifacts.Curve], about: str) -> Picture:
     )
 
 
-def _falls(distance: Any, mean: Any, pairs: Any) -> str:
-    filled = pairs > 0
-    if not filled.any():
-        return "has no pair"
-    near, far = mean[filled][[0, -1]]
+def _falls(distance: np.ndarray, mean: np.ndarray, pairs: np.ndarray) -> str:
+    del distance
+    near, far = mean[pairs > 0][[0, -1]]
     return f"from {near:.2f} near by to {far:.2f} far apart"
 
 
@@ -326,8 +337,8 @@ def _cases(source: Source) -> Block:
             picture(
                 lambda path: figures.overlays(path, cases, class_names),
                 alt=f"Slices with contours of label and prediction. {listed}.",
-                caption=f"{source.name}. {listed}.",
-                suffix=".png",
+                caption=f"{listed}.",
+                suffix=".webp",
                 wide=True,
             )
         ],

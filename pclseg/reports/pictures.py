@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+TYPES = {".svg": "image/svg+xml", ".png": "image/png", ".webp": "image/webp"}
 MOST_SVG_BYTES = 150_000  # of a picture with so much in it that pixels are smaller
 
 
@@ -41,7 +41,8 @@ def picture(
         draw: writes the file it is given, in the format of its suffix.
         alt: as in Picture.
         caption: as in Picture.
-        suffix: ".svg", which becomes ".png" where that file is large, or ".png".
+        suffix: ".svg", which becomes ".png" where that file is large; ".webp" for
+            photographs.
         wide: as in Picture.
     """
     with tempfile.TemporaryDirectory() as folder:
