@@ -328,6 +328,13 @@ def test_order_of_the_runs_changes_no_number(compared, tmp_path):
         assert ours == pytest.approx(theirs)
 
 
+def test_a_json_file_gives_the_same_tables(compared, tmp_path):
+    made = [runs.read_run(path) for _, path in _make_runs(tmp_path)]
+    numbers = comparison.numbers(made, baseline="scratch")
+    assert list(NAMES) == numbers["classes"] != sorted(NAMES)  # the file sorts its keys
+    assert tables.render(compared[0]) == tables.render(numbers)
+
+
 def test_identical_arms_differ_by_nothing():
     copy = [run | {"arm": "copy"} for run in SCRATCH]
     numbers = comparison.numbers(SCRATCH + copy, baseline="scratch")

@@ -132,6 +132,12 @@ def test_wilcoxon_equals_all_signs(differences):
     assert statistics.paired_wilcoxon([*differences, NAN]) == found
 
 
+def test_zeros_take_no_part_in_wilcoxon():
+    differences = list(np.random.default_rng(3).normal(0.3, 1, 20))
+    exact = stats.wilcoxon(differences, method="exact").pvalue
+    assert statistics.paired_wilcoxon([0.0, *differences, 0.0]) == exact
+
+
 def test_wilcoxon_of_his_table():
     # Hollander and Wolfe 1973, 3.1: nine patients' depression factors, T+ = 5.
     first = [1.83, 0.50, 1.62, 2.48, 1.68, 1.88, 1.55, 3.06, 1.30]

@@ -167,8 +167,11 @@ def test_differences_have_interval_patients_and_p():
     assert [line[key] for key in ("patients", "better", "worse")] == ["3", "2", "1"]
     assert (line["p"], line["p (Holm)"]) == ("0.5000", "0.5000")  # 4 of 8 signs
     assert line["folds better"] == "1 of 2"
-    distance = _compare(SCRATCH + PCL, baseline="scratch").tables[3]
-    assert _line(distance, "pcl")["folds better"] == "0 of 2"  # all are equal
+    nearer = [row | {"hd95_mm": 0.5} for row in PCL[0]["rows"]]
+    distances = _compare([*SCRATCH, PCL[0] | {"rows": nearer}, PCL[1]])
+    line = _line(distances.tables[3], "pcl")  # lower is better; fold 1 is equal
+    assert [line[key] for key in ("mean", "better", "worse")] == ["-0.33", "2", "0"]
+    assert line["folds better"] == "1 of 2"
 
 
 def test_label_efficiency_has_a_column_per_label_count():

@@ -140,7 +140,7 @@ def _metric_rows(numbers: Numbers, metric: str) -> Iterator[tuple[str, ...]]:
     differences = {(d["arm"], d["labelled"]): d for d in found["differences"]}
     for facts, group in zip(numbers["groups"], found["groups"], strict=True):
         folds = len(facts["folds"])
-        cells = [_cell(part, decimals, folds) for part in _parts(group)]
+        cells = [_cell(part, decimals, folds) for part in _parts(numbers, group)]
         if several:
             sd = group["overall"]["sd_seeds"]
             cells.append("-" if sd is None else f"{sd:.{decimals}f}")
@@ -149,7 +149,7 @@ def _metric_rows(numbers: Numbers, metric: str) -> Iterator[tuple[str, ...]]:
         yield (*_facts(facts), *cells, left_out.replace("_", " ") or "0")
         difference = differences.get((group["arm"], group["labelled"]))
         if difference:
-            cells = [_difference_cell(d, decimals) for d in _parts(difference)]
+            cells = [_difference_cell(d, decimals) for d in _parts(numbers, difference)]
             arms = f"{group['arm']} - {numbers['baseline']}"
             end = [""] * (1 + several)
             yield (shown(group["labelled"]), arms, "", "", "", *cells, *end)
@@ -159,8 +159,10 @@ def _several_seeds(numbers: Numbers) -> bool:
     return any(len(facts["seeds"]) > 1 for facts in numbers["groups"])
 
 
-def _parts(group: Numbers) -> list[Numbers]:
-    return [*group["classes"].values(), group["overall"]]
+def _parts(numbers: Numbers, group: Numbers) -> list[Numbers]:
+    # By name: a JSON file sorts its keys.
+    of_classes = [group["classes"][name] for name in numbers["classes"]]
+    return [*of_classes, group["overall"]]
 
 
 def _difference_table(numbers: Numbers, metric: str) -> Table:
