@@ -28,6 +28,7 @@ def test_the_file_holds_what_the_embeddings_give(tmp_path):
     write_json(tmp_path / "diagnostics.json", diagnostics.summary(found))
     read = artifacts.read_diagnostics(tmp_path / "diagnostics.json")
     about = (found.position, found.patient)
+    assert list(read.measures) == list(read.maps) == ["before", "after"]
     for name, z in found.embedding.items():
         curve = embeddings.similarity_curve(z, *about, bins=10)
         for ours, theirs in zip(read.similarity[name], curve, strict=True):

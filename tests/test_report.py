@@ -162,7 +162,7 @@ class Page(html.parser.HTMLParser):
             self.scripts.append(data)
         elif self.open[-1:] != ["style"]:
             self.text += data
-        if self.open[-1:] == ["caption"]:
+        if "caption" in self.open:
             self.caption += data
         elif self.open[-1:] in (["td"], ["th"]):
             self.rows[-1][-1] += data

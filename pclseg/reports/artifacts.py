@@ -14,6 +14,7 @@ from pclseg.evaluation.cases import case_values, read_cases, worst_median_best
 from pclseg.files import read_json
 from pclseg.reports.figures import Overlay
 
+WHEN = ("before", "after")  # the training; JSON keeps no order
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # of embeddings.similarity_curve
 Map = tuple[np.ndarray, np.ndarray]  # of embeddings.principal_components
 
@@ -68,18 +69,18 @@ def read_diagnostics(path: Path) -> Diagnostics:
     try:
         curves, points = found["similarity"], found["map"]
         return Diagnostics(
-            measures=found["measures"],
+            measures={when: found["measures"][when] for when in WHEN},
             similarity={
                 when: (
-                    np.array(curve["distance"]),
-                    np.array(curve["mean"], np.float64),  # None becomes NaN
-                    np.array(curve["pairs"]),
+                    np.array(curves[when]["distance"]),
+                    np.array(curves[when]["mean"], np.float64),  # None becomes NaN
+                    np.array(curves[when]["pairs"]),
                 )
-                for when, curve in curves.items()
+                for when in WHEN
             },
             maps={
                 when: (np.array(points[when]), np.array(points["share"][when]))
-                for when in curves
+                for when in WHEN
             },
             position=np.array(points["position"]),
             patient=np.array(points["patient"]),

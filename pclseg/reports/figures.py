@@ -253,7 +253,8 @@ def embedding_map(
     from matplotlib.colors import Normalize
 
     patients = len(np.unique(patient))
-    figure = _figure(4.2 * len(maps) + 1.6, 7.4)
+    width = 4.2 * len(maps) + 1.6
+    figure = _figure(width, 7.4)
     grid = figure.subplots(2, len(maps), squeeze=False)
     for (upper, lower), (name, (points, share)) in zip(
         grid.T, maps.items(), strict=True
@@ -272,8 +273,9 @@ def embedding_map(
     figure.colorbar(bar, ax=list(grid[0]), label="position (1 = last slice)")
     if patients <= MOST_IN_LEGEND:
         marks, names = grid[1, 0].get_legend_handles_labels()
+        columns = int(width // 2)
         figure.legend(
-            marks, names, title="patient", loc="outside lower center", ncols=5
+            marks, names, title="patient", loc="outside lower center", ncols=columns
         ).set_frame_on(False)
     _save(figure, path)
 

@@ -281,7 +281,7 @@ def _learned_blocks(learned: Sequence[Learned], arms: Sequence[str]) -> Iterator
             for when, curve in each.found.similarity.items()
         }
         yield Block(
-            title=f"{each.name} ({each.source.name})",
+            title=f"{each.stage} of {each.source.name}",
             pictures=[
                 _similarity(curves, each.name),
                 *(_map(each, when) for when in each.found.maps),
