@@ -427,7 +427,7 @@ def test_cases_are_shown_with_the_prediction_in_the_run(tmp_path):
         ([0.02, 0.2], 0.01, "more than chance"),
         ([-0.2, -0.02], 0.05, "more than chance"),
         ([-0.02, 0.2], 0.01, "Chance among patients may"),
-        ([0.02, 0.2], 0.06, "Chance among patients may"),
+        ([0.02, 0.2], 0.06, "not settled"),
         (None, 1.0, "Nothing can be said"),
     ],
 )

@@ -121,6 +121,11 @@ def test_a_run_that_only_pretrains_leaves_its_diagnostics(folder, env, whole):
     assert before.keys() == after.keys() and before != after
     done = run_main(args, env=env)
     assert "pretrain: diagnostics written before, skipped" in done.stderr
+    shutil.rmtree(folder / "encoder" / "pretrain" / "checkpoints" / str(STEPS))
+    found.write_text("of weights that are gone")
+    done = run_main(args, env=env)
+    assert done.returncode == 0, done.stderr
+    assert found.read_bytes() == (whole / "pretrain" / found.name).read_bytes()
 
 
 def test_a_run_killed_at_random_in_both_stages_is_identical(folder, env, whole):

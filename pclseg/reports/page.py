@@ -100,7 +100,7 @@ def make_page(workdirs: Sequence[Path], *, baseline: str | None) -> str:
         measures=_measures(learned),
         learned=list(_learned_blocks(learned, numbers["arms"])),
         overlays=[_cases(source) for source in cells],
-        shown=", ".join(source.name for source in cells),
+        shown="; ".join(source.name for source in cells),
         repeat=_repeat(sources, numbers),
     )
 

@@ -65,7 +65,8 @@ def _verdict(found: Numbers) -> str:
     interval, p = found["interval"], found["p_holm"]
     if interval is None or p is None:
         return "Nothing can be said about other patients."
-    apart = interval[0] > 0 or interval[1] < 0
-    if apart and p <= SIGNIFICANT:
-        return "That is more than chance among patients explains."
-    return "Chance among patients may explain that."
+    if interval[0] <= 0 <= interval[1]:
+        return "Chance among patients may explain that."
+    if p > SIGNIFICANT:
+        return "The interval excludes no difference but the test does not: not settled."
+    return "That is more than chance among patients explains."
