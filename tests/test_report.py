@@ -392,6 +392,12 @@ def test_an_old_page_is_replaced(tmp_path, monkeypatch):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
 
 
+def test_a_name_that_is_no_text_does_not_stop_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "make_page", lambda *_, **__: "--workdir=\udcff")
+    page.write_page(tmp_path / "report.html", [tmp_path], baseline=None)
+    assert (tmp_path / "report.html").read_text() == "--workdir=?"
+
+
 def test_cases_are_shown_with_the_prediction_in_the_run(tmp_path):
     import nibabel as nib
 

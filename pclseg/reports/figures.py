@@ -184,7 +184,8 @@ def similarity_against_distance(
     )
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     _plain(axes)
-    figure.legend(loc="outside lower center", frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", frameon=False)
     _save(figure, path)
 
 
