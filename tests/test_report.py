@@ -469,6 +469,18 @@ def test_a_sentence_claims_no_more_than_interval_and_test(interval, p, verdict):
     assert verdict in sentence
 
 
+def test_arms_are_compared_in_the_stages_that_they_have(tmp_path):
+    arms = ("scratch", "pcl", "gcl")
+    made = {arm: make_run(tmp_path / arm, arm=arm) for arm in arms}
+    change(made["gcl"], lambda config: config["pretrain"]["method"].update(parts=4))
+    sources = {arm: repeat.read_source(path) for arm, path in made.items()}
+    assert repeat.config_differences(sources).rows == (
+        ("stages", '["finetune"]', *['["pretrain", "finetune"]'] * 2),
+        ("pretrain.method.name", "", '"pcl"', '"gcl"'),
+        ("pretrain.method.parts", "", "", "4"),
+    )
+
+
 def test_settings_of_an_arm_that_vary_and_commits_are_noted(tmp_path):
     made = [make_run(tmp_path / f"{fold}", arm="pcl", fold=fold) for fold in (0, 1)]
     change(made[0], lambda config: config["finetune"].update(lr=0.2))

@@ -143,12 +143,10 @@ def config_differences(arms: Mapping[str, Source]) -> Table:
     keys = dict.fromkeys(key for found in settings.values() for key in found)
     rows = []
     for key in keys:
-        having = {arm: found for arm, found in settings.items() if _applies(key, found)}
-        values = {_text(found.get(key)) for found in having.values()}
+        cells = [_text(found, key) for found in settings.values()]
+        having = [_applies(key, found) for found in settings.values()]
+        values = {cell for cell, has in zip(cells, having, strict=True) if has}
         if len(values) > 1 and key not in _NUMBERING | _PLACES:
-            cells = (
-                _text(f.get(key)) if a in having else "" for a, f in settings.items()
-            )
             rows.append((key, *cells))
     return Table(
         title="Settings in which the arms differ",
@@ -173,8 +171,8 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value)
+def _text(settings: Mapping[str, Any], key: str) -> str:
+    return json.dumps(settings[key]) if key in settings else ""
 
 
 def notes(sources: Sequence[Source]) -> Iterator[str]:
@@ -208,5 +206,5 @@ def _varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         key
         for key in keys
         if key not in _NUMBERING | _PLACES
-        and len({_text(config.get(key)) for config in configs}) > 1
+        and len({_text(config, key) for config in configs}) > 1
     ]
