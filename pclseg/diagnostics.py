@@ -1,43 +1,89 @@
-"""What a finished run learned: embeddings of held-out slices, and cases to look at."""
+"""What a stage learned: embeddings of held-out slices, as numbers in a file."""
 
 import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from pclseg import scoring
 from pclseg.building import Stage
 from pclseg.data import make_pipeline
 from pclseg.data.plan import Plan
 from pclseg.data.slices import position, slice_table
-from pclseg.errors import UserError
+from pclseg.data.tfds_store import Store
 from pclseg.evaluation import embeddings
-from pclseg.evaluation.cases import read_cases, worst_median_best
-from pclseg.reports.figures import Overlay
-from pclseg.runner import Run, segmentation_stage, trained_state
+from pclseg.files import write_json
 from pclseg.state import TrainState
+from pclseg.train.stop import StopFlag
+
+FILE = "diagnostics.json"
+BINS = 10  # of the similarity against distance
+NEAR = 0.1  # difference of position below which slices of two patients should agree
+PENALTY, FOLDS = 1.0, 5  # of the ridge probe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """Embeddings of the slices of held-out patients, before and after a stage.
+    """Embeddings of the slices of held-out patients.
 
     Attributes:
-        before: [N, D] of the random weights the stage started from.
-        after: [N, D] of its last checkpoint.
+        embedding: {name of a state: [N, D]}.
         position: [N] float64, (index + 1) / count.
         patient: [N] names.
     """
 
-    before: np.ndarray
-    after: np.ndarray
+    embedding: Mapping[str, np.ndarray]
     position: np.ndarray
     patient: np.ndarray
 
 
-def embed_held_out(run: Run, stage: Stage) -> Embedded:
-    """Embeds the centre crops of all slices that the final evaluation is about.
+def write_diagnostics(
+    path: Path,
+    stage: Stage,
+    trained: TrainState,
+    *,
+    store: Store,
+    rows: Sequence[int],
+    pipeline: str,
+    stop: StopFlag,
+) -> None:
+    """Writes what a stage knew of position before, with random weights, and after.
+
+    The file holds "measures" {"before", "after": as `measures`}; "similarity"
+    {"before", "after": {"distance", "mean", "pairs"}}, lists over bins of distance;
+    "map" {"before", "after": [N][2] principal components, "share": {"before", "after":
+    [2] shares of the variance}, "position": [N], "patient": [N] names}. Where there is
+    no number stands null.
+
+    Args:
+        path: of the file.
+        stage: whose method has `embed`.
+        trained: its last state.
+        store: the prepared volumes.
+        rows: of the volumes to embed, which the stage has not seen.
+        pipeline: "tf" or "numpy".
+        stop: polled between batches.
+    """
+    states = {"before": stage.init(), "after": trained}
+    found = embed_slices(
+        stage, states, store=store, rows=rows, pipeline=pipeline, stop=stop
+    )
+    write_json(path, summary(found))
+
+
+def embed_slices(
+    stage: Stage,
+    states: Mapping[str, TrainState],
+    *,
+    store: Store,
+    rows: Sequence[int],
+    pipeline: str,
+    stop: StopFlag,
+) -> Embedded:
+    """Embeds the centre crops of all slices of some volumes, with every state.
 
     Raises:
         ValueError: the stage's method has no `embed`.
@@ -45,7 +91,7 @@ def embed_held_out(run: Run, stage: Stage) -> Embedded:
     if stage.method.embed is None:
         raise ValueError(f"{stage.name}: its method embeds no slices.")
     plan = Plan(
-        table=slice_table(run.store.infos, run.rows(run.scored_subset())),
+        table=slice_table(store.infos, rows),
         seed=0,
         batch_size=stage.plan.batch_size,
         crop_size=stage.plan.crop_size,
@@ -54,92 +100,85 @@ def embed_held_out(run: Run, stage: Stage) -> Embedded:
         sampling="slices",
         last_batch="fill",
     )
-    batches = list(
-        make_pipeline(
-            run.config.data.pipeline,
-            store=run.store,
-            plan=plan,
-            keys=frozenset({"image", "volume", "index", "count"}),
-            first_step=0,
-            num_steps=plan.steps_per_epoch,
-            prefetch=1,
-        )
+    batches = make_pipeline(
+        pipeline,
+        store=store,
+        plan=plan,
+        keys=frozenset({"image", "volume", "index", "count"}),
+        first_step=0,
+        num_steps=plan.steps_per_epoch,
+        prefetch=1,
     )
     embed = jax.jit(stage.method.embed)
-
-    def all_slices(state: TrainState) -> np.ndarray:
-        parts = [np.asarray(embed(state, batch["image"])) for batch in batches]
-        return np.concatenate(parts)[: plan.num_slices]
-
-    about = {
-        key: np.concatenate([batch[key] for batch in batches])[: plan.num_slices]
-        for key in ("volume", "index", "count")
-    }
+    parts: dict[str, list[np.ndarray]] = {}
+    for batch in batches:
+        stop.check()
+        for name, state in states.items():
+            part = np.asarray(embed(state, batch["image"]))
+            parts.setdefault(name, []).append(part)
+        for key in ("volume", "index", "count"):
+            parts.setdefault(key, []).append(batch[key])
+    # The last batch is filled with repeats.
+    whole = {key: np.concatenate(p)[: plan.num_slices] for key, p in parts.items()}
     return Embedded(
-        before=all_slices(stage.init()),
-        after=all_slices(trained_state(stage, run.workdir / stage.name)),
-        position=position(about["index"], about["count"]),
-        patient=np.array([run.store.infos[row].patient for row in about["volume"]]),
+        embedding={name: whole[name] for name in states},
+        position=position(whole["index"], whole["count"]),
+        patient=np.array([store.infos[row].patient for row in whole["volume"]]),
     )
 
 
-def measures(embedding: np.ndarray, about: Embedded) -> dict[str, float]:
+def summary(found: Embedded) -> dict[str, Any]:
+    """What `write_diagnostics` writes, fit for JSON."""
+    about = (found.position, found.patient)
+    curves, maps = {}, {}
+    for name, z in found.embedding.items():
+        distance, mean, pairs = embeddings.similarity_curve(z, *about, bins=BINS)
+        curves[name] = {
+            "distance": distance.tolist(),
+            "mean": _numbers(mean),
+            "pairs": pairs.tolist(),
+        }
+        maps[name] = embeddings.principal_components(z, 2)
+    return {
+        "measures": {name: measures(z, *about) for name, z in found.embedding.items()},
+        "similarity": curves,
+        "map": {
+            # Six decimals of a number between -1 and 1 are plenty for a picture.
+            **{name: points.round(6).tolist() for name, (points, _) in maps.items()},
+            "share": {name: share.tolist() for name, (_, share) in maps.items()},
+            "position": found.position.tolist(),
+            "patient": found.patient.tolist(),
+        },
+    }
+
+
+def measures(
+    embedding: np.ndarray, position: np.ndarray, patient: np.ndarray
+) -> dict[str, float | None]:
     """Numbers that say how an embedding is spread and whether it knows position.
 
     Returns:
         std, 1 / sqrt(D) where evenly spread and 0 where collapsed; alignment, of slices
         of different patients within 0.1 of position; uniformity; position_r2, of a
-        ridge probe tested on other patients.
+        ridge probe tested on other patients; neighbour_error, of position, and
+        neighbour_error_chance, what a random neighbour gives. Definitions and sources:
+        `evaluation.embeddings`. None where there is no number.
     """
-    r2 = embeddings.position_r2(
-        embedding, about.position, about.patient, penalty=1.0, folds=5
-    )
-    return {
+    about = (position, patient)
+    error, chance = embeddings.neighbour_position_error(embedding, *about)
+    found = {
         "std": embeddings.embedding_std(embedding),
-        "alignment": embeddings.alignment(
-            embedding, about.position, about.patient, threshold=0.1
-        ),
+        "alignment": embeddings.alignment(embedding, *about, threshold=NEAR),
         "uniformity": embeddings.uniformity(embedding),
-        "position_r2": r2,
+        "position_r2": embeddings.position_r2(
+            embedding, *about, penalty=PENALTY, folds=FOLDS
+        ),
+        "neighbour_error": error,
+        "neighbour_error_chance": chance,
     }
+    return dict(zip(found, _numbers(found.values()), strict=True))
 
 
-def cases_to_show(run: Run) -> list[Overlay]:
-    """Worst, median and best case by mean Dice, predicted on the prepared grid."""
-    stage = segmentation_stage(run.stages)
-    if stage is None:
-        return []
-    rows = read_cases(run.workdir / "cases.csv")
-    predict = scoring.volume_predictor(
-        stage.method,
-        trained_state(stage, run.workdir / stage.name),
-        crop_size=stage.plan.crop_size,
-        batch_size=run.config.evaluate.batch_size,
-    )
-    number = {info.name: row for row, info in enumerate(run.store.infos)}
-    shown = []
-    for role, case in worst_median_best(rows).items():
-        volume = run.store.volume(number[case])
-        if volume.label is None:
-            raise UserError(
-                f"{run.workdir}/cases.csv scores {case}, which has no label."
-            )
-        dice = [row["dice"] for row in rows if row["case"] == case]
-        shown.append(
-            Overlay(
-                role=role,
-                case=case,
-                dice=float(np.nanmean(dice)),
-                image=volume.image,
-                label=volume.label,
-                prediction=predict(volume.image).argmax(axis=-1),
-                spacing=volume.info.spacing,
-            )
-        )
-    return shown
-
-
-def curve_files(run: Run, name: str) -> dict[str, list[Path]]:
-    """{stage: its CSV file `name`} of the stages that have one."""
-    files = {stage: run.workdir / stage / name for stage in run.stages}
-    return {stage: [path] for stage, path in files.items() if path.exists()}
+def _numbers(values: Iterable[float]) -> list[float | None]:
+    """None for NaN, which JSON has not."""
+    return [None if math.isnan(value) else float(value) for value in values]

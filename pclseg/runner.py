@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from pclseg import building, cohort, rundir, scoring
+from pclseg import building, cohort, diagnostics, rundir, scoring
 from pclseg.building import Outline, Stage
 from pclseg.data import make_batches, splits
 from pclseg.data.tfds_store import Store, open_store
@@ -111,12 +111,23 @@ def execute(
             "store": str(store.path),
         },
     )
-    run = _open(config, workdir, devices, stop, store, split)
+    run = Run(
+        config=config,
+        workdir=workdir,
+        devices=devices,
+        stop=stop,
+        store=store,
+        split=split,
+        stages=building.build_stages(
+            config, store.infos, split, len(store.class_names)
+        ),
+    )
     for name, stage in run.stages.items():
         if not only or name in only:
             train_stage(run, stage)
     if not only or "evaluate" in only:
         with stop.interruptible():
+            diagnose(run)
             evaluate(run)
 
 
@@ -152,38 +163,6 @@ def _warn_of_other_files(path: Path, store: Store) -> None:
         )
 
 
-def finished_run(workdir: Path) -> Run:
-    """Opens a run directory to look at what it made; trains nothing.
-
-    Raises:
-        UserError: it is no run directory, or its prepared volumes are gone.
-    """
-    config = rundir.read_config(workdir)
-    split = cohort.select_split(read_json(workdir / "splits.json"), config.data)
-    store = open_store(Path(read_json(workdir / "dataset.json")["store"]))
-    return _open(config, workdir, jax.local_devices()[:1], StopFlag(), store, split)
-
-
-def _open(
-    config: ml_collections.ConfigDict,
-    workdir: Path,
-    devices: Sequence[jax.Device],
-    stop: StopFlag,
-    store: Store,
-    split: splits.Split,
-) -> Run:
-    stages = building.build_stages(config, store.infos, split, len(store.class_names))
-    return Run(
-        config=config,
-        workdir=workdir,
-        devices=devices,
-        stop=stop,
-        store=store,
-        split=split,
-        stages=stages,
-    )
-
-
 def train_stage(run: Run, stage: Stage) -> None:
     """Trains one stage, from its newest checkpoint if it has one."""
     folder = run.workdir / stage.name
@@ -197,8 +176,9 @@ def train_stage(run: Run, stage: Stage) -> None:
         with run.stop.interruptible():
             state = _first_state(run, stage, checkpoints)
             first_step = int(state.step)
-            for old in (folder / "done.json", run.workdir / "summary.json"):
-                old.unlink(missing_ok=True)  # of a last checkpoint that is gone
+            old = (folder / "done.json", folder / diagnostics.FILE)
+            for path in (*old, run.workdir / "summary.json"):
+                path.unlink(missing_ok=True)  # of a last checkpoint that is gone
             writer = MetricWriter(folder, first_step=first_step)
             batches = make_batches(
                 run.config.data.pipeline,
@@ -342,6 +322,32 @@ def segmentation_stage(stages: Mapping[str, Stage]) -> Stage | None:
     """The last stage that predicts, or None."""
     able = [stage for stage in stages.values() if stage.method.predict is not None]
     return able[-1] if able else None
+
+
+def diagnose(run: Run) -> None:
+    """Writes `diagnostics.json` of every finished stage whose method embeds slices."""
+    rows = run.rows(run.scored_subset())
+    for name, stage in run.stages.items():
+        folder = run.workdir / name
+        path = folder / diagnostics.FILE
+        if stage.method.embed is None or not building.is_finished(folder):
+            continue
+        if path.exists():
+            log.info("%s: diagnostics written before, skipped", name)
+            continue
+        if not rows:
+            log.info("%s: no labelled patient is held out; no diagnostics", name)
+            continue
+        diagnostics.write_diagnostics(
+            path,
+            stage,
+            trained_state(stage, folder),
+            store=run.store,
+            rows=rows,
+            pipeline=run.config.data.pipeline,
+            stop=run.stop,
+        )
+        log.info("%s: wrote %s", name, path)
 
 
 def evaluate(run: Run) -> None:

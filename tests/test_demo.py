@@ -55,3 +55,10 @@ def test_a_step_that_fails_ends_the_demo(monkeypatch, capsys):
     monkeypatch.setattr(demo, "steps", lambda out: [("x", ["no_such_module"])] * 2)
     assert demo.main([]) == 1
     assert "failed with exit code 1" in capsys.readouterr().out
+
+
+def test_the_last_step_leaves_the_page_that_is_announced(tmp_path):
+    *_, (_, command) = demo.steps(tmp_path)
+    page = tmp_path / "report.html"
+    assert command[0] == "pclseg.cli.report" and f"--out={page}" in command
+    assert f"report       {page}" in demo.closing_words(tmp_path, 60)

@@ -137,6 +137,38 @@ def test_position_r2_is_nan_where_it_has_no_meaning():
     assert math.isnan(embeddings.position_r2(z, flat, patient, **options))
 
 
+@pytest.mark.usefixtures("block")
+def test_neighbour_error_and_its_chance_equal_loops_over_slices():
+    z, position, patient = _data(6)
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    errors, chances = [], []
+    for i in range(len(z)):
+        others = [j for j in range(len(z)) if patient[j] != patient[i]]
+        nearest = max(others, key=lambda j: float(unit[i] @ unit[j]))
+        errors.append(abs(position[i] - position[nearest]))
+        chances.append(np.mean([abs(position[i] - position[j]) for j in others]))
+    found = embeddings.neighbour_position_error(z, position, patient)
+    assert found == pytest.approx((np.mean(errors), np.mean(chances)), rel=1e-12)
+
+
+def test_neighbour_error_is_0_where_position_is_embedded_and_chance_where_not():
+    position = np.tile(np.arange(1, 11) / 10, 30)
+    patient = np.repeat(np.arange(30), 10)
+    known = np.stack([np.cos(position), np.sin(position)], axis=1)
+    error, chance = embeddings.neighbour_position_error(known, position, patient)
+    assert error == pytest.approx(0, abs=1e-12)
+    assert chance == pytest.approx(0.33)  # sum of |i - j| / 10 over 10 x 10, / 100
+    noise = np.random.default_rng(0).normal(size=(300, 8))
+    error, again = embeddings.neighbour_position_error(noise, position, patient)
+    assert again == chance and error == pytest.approx(chance, abs=0.05)
+
+
+def test_neighbour_error_is_nan_without_another_patient():
+    z, position, _ = _data()
+    found = embeddings.neighbour_position_error(z, position, np.zeros(len(z)))
+    assert all(map(math.isnan, found))
+
+
 def test_principal_components_are_eigenvectors_of_the_covariance():
     z, _, _ = _data(5)
     points, share = embeddings.principal_components(z, 2)

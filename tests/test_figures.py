@@ -158,6 +158,31 @@ def test_similarity_leaves_empty_bins_out(tmp_path, drawn):
     assert _is_png(tmp_path / "s.png")
 
 
+def test_a_curve_without_pairs_has_no_line_but_keeps_its_colour(tmp_path, drawn):
+    none, one = np.zeros(0), (np.array([0.5]), np.array([0.2]), np.array([3]))
+    figures.similarity_against_distance(
+        tmp_path / "s.png", {"scratch": (none, none, none), "pcl": one}
+    )
+    (line,) = drawn[0].axes[0].get_lines()[:-1]  # the last is that of 0
+    assert line.get_color() == figures.COLOURS[1]
+    figures.similarity_against_distance(tmp_path / "s.svg", {"x": (none, none, none)})
+    assert not drawn[1].legends
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path, drawn):
+    path = _csv(tmp_path / "a.csv", "step,loss\n1,1\n2,0.01\n")
+    name = "costs $5 or $\\frac$"
+    figures.training_curves(
+        tmp_path / "c.svg",
+        {name: [path]},
+        columns={"loss": "loss"},
+        log_scale=("loss",),
+    )
+    (entry,) = drawn[0].axes[0].get_legend().get_texts()
+    assert entry.get_text() == name and not entry.get_parse_math()
+    assert (tmp_path / "c.svg").read_bytes().startswith(b"<?xml")
+
+
 @pytest.mark.parametrize("patients", [3, 20])
 def test_map_shows_every_slice_twice(tmp_path, drawn, patients):
     rng = np.random.default_rng(0)

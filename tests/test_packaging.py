@@ -108,6 +108,16 @@ def test_package_is_marked_typed_and_every_folder_belongs_to_it():
         assert (path.parent / "__init__.py").is_file(), path.parent
 
 
+def test_files_that_are_not_python_belong_to_the_package():
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["pclseg"]
+    others = {
+        path
+        for path in ROOT.glob("pclseg/**/*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert others == {path for p in patterns for path in ROOT.glob(f"pclseg/{p}")}
+
+
 def test_licence_is_named_and_present():
     assert PROJECT["license"] == "Apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text()

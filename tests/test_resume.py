@@ -15,12 +15,14 @@ import pytest
 from tiny import ROOT, main_env, run_main, tiny_args
 
 from pclseg.cli import figures
+from pclseg.reports.artifacts import WHEN
 from pclseg.train.metrics import read_rows
 
 pytestmark = pytest.mark.slow
 STEPS = 24  # of both stages, in tiny.py
 SAME_BYTES = (
     "pretrain/metrics.csv",
+    "pretrain/diagnostics.json",
     "finetune/metrics.csv",
     "finetune/validation.csv",
     "cases.csv",
@@ -104,11 +106,26 @@ def test_a_finished_run_is_drawn(whole, tmp_path, capsys):
         "whole_cases.png",
         "whole_pretrain_similarity.png",
         "whole_pretrain_map.png",
-        "whole_pretrain_measures.json",
     }
-    measures = json.loads((tmp_path / "whole_pretrain_measures.json").read_text())
-    assert set(measures) == {"before", "after"}
-    assert measures["before"] != measures["after"]
+
+
+def test_a_run_that_only_pretrains_leaves_its_diagnostics(folder, env, whole):
+    """The same as those of a run that goes on: they are of the pre-trained weights."""
+    args = arguments(folder, "encoder", stages="('pretrain',)")
+    done = run_main(args, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "evaluate: no stage predicts, skipped" in done.stderr
+    found = folder / "encoder" / "pretrain" / "diagnostics.json"
+    assert found.read_bytes() == (whole / "pretrain" / found.name).read_bytes()
+    before, after = (json.loads(found.read_text())["measures"][k] for k in WHEN)
+    assert before.keys() == after.keys() and before != after
+    done = run_main(args, env=env)
+    assert "pretrain: diagnostics written before, skipped" in done.stderr
+    shutil.rmtree(folder / "encoder" / "pretrain" / "checkpoints" / str(STEPS))
+    found.write_text("of weights that are gone")
+    done = run_main(args, env=env)
+    assert done.returncode == 0, done.stderr
+    assert found.read_bytes() == (whole / "pretrain" / found.name).read_bytes()
 
 
 def test_a_run_killed_at_random_in_both_stages_is_identical(folder, env, whole):

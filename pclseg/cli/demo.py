@@ -89,6 +89,10 @@ def steps(out: Path) -> list[tuple[str, list[str]]]:
             ["pclseg.cli.figures", *runs.values(), f"--out={out}/figures"],
         ),
         ("Compare on the held-out patients", ["pclseg.cli.table", *runs.values()]),
+        (
+            "Put it all on one page",
+            ["pclseg.cli.report", *runs.values(), f"--out={out}/report.html"],
+        ),
     ]
 
 
@@ -96,6 +100,7 @@ def closing_words(out: Path, seconds: float) -> str:
     """Where everything is, and what to do next."""
     return f"""
 Done in {seconds / 60:.1f} minutes.
+  report       {out}/report.html: all of it on one page
   figures      {out}/figures/*.png
   predictions  {out}/predictions/*.nii.gz, aligned with {out}/phantom/images
   per case     {out}/pcl/cases.csv, {out}/scratch/cases.csv

@@ -7,23 +7,18 @@ import argparse
 import logging
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-
-from pclseg import diagnostics
 from pclseg.cli.status import exit_status
 from pclseg.errors import UserError
-from pclseg.evaluation.embeddings import principal_components, similarity_curve
-from pclseg.files import write_json
-from pclseg.reports import comparison, figures
+from pclseg.reports import artifacts, comparison, figures
+from pclseg.reports.artifacts import Curve
 from pclseg.reports.runs import read_run, shown
-from pclseg.runner import Run, finished_run
 
 log = logging.getLogger("pclseg.figures")  # also when run as __main__
-Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # of embeddings.similarity_curve
-BINS = 10
+T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,16 +49,16 @@ def draw(workdirs: Sequence[Path], out: Path, *, baseline: str | None) -> None:
             the first run.
 
     Raises:
-        UserError: a run is not finished, or two have the same name.
+        UserError: a folder is no run, its prepared volumes are gone, or two runs have
+            the same name.
     """
     _check_names(workdirs)
-    runs = [finished_run(workdir) for workdir in workdirs]
     draw_label_efficiency(workdirs, out, baseline=baseline)
-    draw_curves(runs, out)
+    draw_curves(workdirs, out)
     learned: dict[str, Curve] = {}
-    for run in runs:
-        draw_cases(run, out)
-        learned |= draw_embeddings(run, out)
+    for workdir in workdirs:
+        draw_cases(workdir, out)
+        learned |= draw_embeddings(workdir, out)
     if len(learned) > 1:
         figures.similarity_against_distance(out / "similarity.png", learned)
         log.info("%s", out / "similarity.png")
@@ -99,69 +94,64 @@ def draw_label_efficiency(
     log.info("%s", path)
 
 
-def draw_curves(runs: Sequence[Run], out: Path) -> None:
+def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
     """One picture a stage and CSV file, the runs of an arm as mean and range.
 
     Where the runs have several numbers of labels, these have lines of their own.
     """
-    several = len({run.config.data.split.labelled for run in runs}) > 1
-    wanted = {
-        "metrics.csv": {"loss": "loss", "learning_rate": "learning rate"},
-        "validation.csv": {"dice_pooled": "validation Dice, pooled"},
-    }
-    for name, columns in wanted.items():
+    configs = {workdir: artifacts.read_run_config(workdir) for workdir in workdirs}
+    labelled = {w: config["data"]["split"]["labelled"] for w, config in configs.items()}
+    several = len(set(labelled.values())) > 1
+    for name, columns in figures.CURVES.items():
         sources: dict[str, dict[str, list[Path]]] = defaultdict(dict)
-        for run in runs:
-            labelled = shown(run.config.data.split.labelled)
-            line = f"{run.config.arm}, M = {labelled}" if several else run.config.arm
-            for stage, paths in diagnostics.curve_files(run, name).items():
-                sources[stage].setdefault(line, []).extend(paths)
+        for workdir, config in configs.items():
+            count = f", M = {shown(labelled[workdir])}" if several else ""
+            for stage, path in artifacts.stage_files(workdir, name).items():
+                line = sources[stage].setdefault(f"{config['arm']}{count}", [])
+                line.append(path)
         for stage, arms in sources.items():
             path = out / f"{stage}_{Path(name).stem}.png"
             figures.training_curves(path, arms, columns=columns, log_scale=("loss",))
             log.info("%s", path)
 
 
-def draw_cases(run: Run, out: Path) -> None:
-    """Worst, median and best case."""
-    shown = diagnostics.cases_to_show(run)
+def draw_cases(workdir: Path, out: Path) -> None:
+    """Worst, median and best case, where the run scored any."""
+    if not (workdir / "cases.csv").is_file():
+        return
+    shown, class_names = artifacts.cases_to_show(workdir)
     if shown:
-        path = out / f"{run.workdir.resolve().name}_cases.png"
-        figures.overlays(path, shown, run.store.class_names)
+        path = out / f"{workdir.resolve().name}_cases.png"
+        figures.overlays(path, shown, class_names)
         log.info("%s", path)
 
 
-def draw_embeddings(run: Run, out: Path) -> dict[str, Curve]:
-    """Of every stage that embeds: similarity against distance, map, and measures.
+def draw_embeddings(workdir: Path, out: Path) -> dict[str, Curve]:
+    """Of every stage with diagnostics: similarity against distance, and map.
 
     Returns:
         {run and stage: similarity against distance after the training}.
     """
     learned = {}
-    for name, stage in run.stages.items():
-        if stage.method.embed is None:
-            continue
-        if not run.rows(run.scored_subset()):
-            log.info("%s: no patient is held out; no embedding is drawn", run.workdir)
-            continue
-        found = diagnostics.embed_held_out(run, stage)
-        both = {"before": found.before, "after": found.after}
-        about = (found.position, found.patient)
-        stem = f"{run.workdir.resolve().name}_{name}"
-        curves = {
-            f"{when} {name}": similarity_curve(z, *about, bins=BINS)
-            for when, z in both.items()
-        }
-        figures.similarity_against_distance(out / f"{stem}_similarity.png", curves)
-        learned[stem] = curves[f"after {name}"]
-        maps = {
-            f"{when} {name}": principal_components(z, 2) for when, z in both.items()
-        }
-        figures.embedding_map(out / f"{stem}_map.png", maps, *about)
-        numbers = {when: diagnostics.measures(z, found) for when, z in both.items()}
-        write_json(out / f"{stem}_measures.json", numbers)
-        log.info("%s: %s", out / stem, numbers)
+    for stage, path in artifacts.stage_files(workdir, "diagnostics.json").items():
+        found = artifacts.read_diagnostics(path)
+        stem = f"{workdir.resolve().name}_{stage}"
+        figures.similarity_against_distance(
+            out / f"{stem}_similarity.png", _named(found.similarity, stage)
+        )
+        figures.embedding_map(
+            out / f"{stem}_map.png",
+            _named(found.maps, stage),
+            found.position,
+            found.patient,
+        )
+        learned[stem] = found.similarity["after"]
+        log.info("%s: %s", out / stem, found.measures)
     return learned
+
+
+def _named(found: Mapping[str, T], stage: str) -> dict[str, T]:
+    return {f"{when} {stage}": value for when, value in found.items()}
 
 
 if __name__ == "__main__":

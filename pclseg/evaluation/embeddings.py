@@ -129,6 +129,38 @@ def position_r2(
     return float(1 - np.square(position - guess).sum() / deviation)
 
 
+def neighbour_position_error(
+    embedding: np.ndarray, position: np.ndarray, patient: np.ndarray
+) -> tuple[float, float]:
+    """How far in position the most similar slice of another patient lies.
+
+    The evaluation by nearest neighbours of Wu et al. 2018, arXiv 1805.01978, section
+    3.4, with k = 1, cosine similarity and position in place of a class. Of equally
+    similar slices the first row counts.
+
+    Returns:
+        error: mean |position - position of the neighbour|, in 0..1; 0 is best.
+        chance: the same with a neighbour drawn at random from the other patients. It
+            depends on positions and patients only: an error near it means that the
+            embedding does not know position.
+        Both NaN for fewer than two patients.
+    """
+    z = unit_length(embedding)
+    position = np.asarray(position, np.float64)
+    patient = np.unique(patient, return_inverse=True)[1]
+    if len(np.unique(patient)) < 2:
+        return np.nan, np.nan
+    error, chance = 0.0, 0.0
+    for start in range(0, len(z), BLOCK):
+        block = slice(start, start + BLOCK)
+        other = patient[block, None] != patient[None, :]
+        apart = np.abs(position[block, None] - position[None, :])
+        nearest = np.where(other, z[block] @ z.T, -np.inf).argmax(axis=1)
+        error += apart[np.arange(len(nearest)), nearest].sum()
+        chance += (apart.sum(axis=1, where=other) / other.sum(axis=1)).sum()
+    return float(error / len(z)), float(chance / len(z))
+
+
 def principal_components(
     embedding: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:

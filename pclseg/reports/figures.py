@@ -1,4 +1,7 @@
-"""PNG figures of a run: curves, overlays, what the embedding knows of position."""
+"""Figures of runs: curves, overlays, what the embedding knows of position.
+
+Every function writes one file, in the format of its suffix: .png, .svg or .webp.
+"""
 
 import csv
 import dataclasses
@@ -23,6 +26,10 @@ LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP"
 DPI = 120
 MOST_IN_LEGEND = 10
+CURVES = {  # file of a stage: {column: axis label}
+    "metrics.csv": {"loss": "loss", "learning_rate": "learning rate"},
+    "validation.csv": {"dice_pooled": "validation Dice, pooled"},
+}
 DODGE = 0.08  # of the distance between neighbouring label counts
 
 
@@ -64,9 +71,10 @@ def training_curves(
     mark few steps that all have.
 
     Args:
-        path: PNG to write.
+        path: of the figure.
         sources: {arm: CSV files with a column "step"}; empty cells are passed over.
-        columns: {column: axis label with unit}. An arm without the column has no line.
+        columns: {column: axis label with unit}. An arm without the column, or without
+            files, has no line, but the colours go on as if it had.
         log_scale: columns whose axis is logarithmic where they span more than tenfold.
 
     Raises:
@@ -104,7 +112,7 @@ def training_curves(
         axes.set(xlabel="optimizer step", ylabel=axis_label)
         low, high = axes.dataLim.intervaly
         if column in log_scale and 0 < 10 * low < high:
-            axes.set_yscale("log")
+            _set_log_scale(axes)
         _plain(axes)
         axes.legend(frameon=False)
     _save(figure, path)
@@ -122,7 +130,7 @@ def overlays(
     Shown are slices spread evenly over those that hold any foreground.
 
     Args:
-        path: PNG to write.
+        path: of the figure.
         cases: e.g. the worst, the median and the best.
         class_names: K names, background first.
         num_slices: slices per case.
@@ -149,15 +157,18 @@ def similarity_against_distance(
     """Cosine similarity of slices of different patients against their distance.
 
     Args:
-        path: PNG to write.
+        path: of the figure.
         curves: {name, e.g. "before pre-training": (distance, mean, n)}, each [bins], as
-            `evaluation.embeddings.similarity_curve` returns them.
+            `evaluation.embeddings.similarity_curve` returns them. One without pairs has
+            no line, but the colours go on as if it had.
     """
     figure = _figure(5.6, 3.8)
     axes = figure.subplots()
     for number, (name, (distance, mean, n)) in enumerate(curves.items()):
-        shown = f"{name} ({n.sum():,} pairs)"
         filled = n > 0  # a bin without pairs leaves no gap in the line
+        if not filled.any():
+            continue
+        shown = f"{name} ({n.sum():,} pairs)"
         axes.plot(
             distance[filled],
             mean[filled],
@@ -173,7 +184,8 @@ def similarity_against_distance(
     )
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     _plain(axes)
-    figure.legend(loc="outside lower center", frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", frameon=False)
     _save(figure, path)
 
 
@@ -186,7 +198,7 @@ def label_efficiency(
     are dodged so that their intervals can be told apart.
 
     Args:
-        path: PNG to write.
+        path: of the figure.
         efficiency: "label_efficiency" of `reports.comparison.numbers`.
         level: of the intervals.
     """
@@ -232,7 +244,7 @@ def embedding_map(
     """The first two principal components, coloured by position and by patient.
 
     Args:
-        path: PNG to write.
+        path: of the figure.
         maps: {name: (points [N, 2], share [2])}, one column each, as
             `evaluation.embeddings.principal_components` returns them.
         position: [N] float in (0, 1].
@@ -242,7 +254,8 @@ def embedding_map(
     from matplotlib.colors import Normalize
 
     patients = len(np.unique(patient))
-    figure = _figure(4.2 * len(maps) + 1.6, 7.4)
+    width = 4.2 * len(maps) + 1.6
+    figure = _figure(width, 7.4)
     grid = figure.subplots(2, len(maps), squeeze=False)
     for (upper, lower), (name, (points, share)) in zip(
         grid.T, maps.items(), strict=True
@@ -261,8 +274,9 @@ def embedding_map(
     figure.colorbar(bar, ax=list(grid[0]), label="position (1 = last slice)")
     if patients <= MOST_IN_LEGEND:
         marks, names = grid[1, 0].get_legend_handles_labels()
+        columns = int(width // 2)
         figure.legend(
-            marks, names, title="patient", loc="outside lower center", ncols=5
+            marks, names, title="patient", loc="outside lower center", ncols=columns
         ).set_frame_on(False)
     _save(figure, path)
 
@@ -429,6 +443,25 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
+def _set_log_scale(axes: "Axes") -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    plain = FuncFormatter(lambda value, _: f"{value:g}")  # 0.1, not a formula
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(plain)
+
+
 def _save(figure: "Figure", path: str | Path) -> None:
-    with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, format="png")
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    path = Path(path)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # the name of an arm or a patient may hold dollars
+    vector = path.suffix == ".svg"
+    # Neither dates nor random ids, so that the same run gives the same bytes.
+    options: dict[str, Any] = {"metadata": {"Date": None}} if vector else {}
+    with replacing(path) as temporary, rc_context({"svg.hashsalt": "pclseg"}):
+        figure.savefig(temporary, format=path.suffix[1:], **options)

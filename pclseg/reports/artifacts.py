@@ -1,0 +1,149 @@
+"""What a finished run left beside its scores: curves, diagnostics, cases to look at."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pclseg.data.tfds_store import CaseInfo, Store, open_store
+from pclseg.data.volume import prepare_label
+from pclseg.data.volume_file import read_volume
+from pclseg.errors import UserError
+from pclseg.evaluation.cases import case_values, read_cases, worst_median_best
+from pclseg.files import read_json
+from pclseg.reports.figures import Overlay
+
+WHEN = ("before", "after")  # the training; JSON keeps no order
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # of embeddings.similarity_curve
+Map = tuple[np.ndarray, np.ndarray]  # of embeddings.principal_components
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diagnostics:
+    """What a stage knew of position; names are "before" and "after".
+
+    Attributes:
+        measures: {name: {measure: number or None}}.
+        similarity: {name: (distance, mean, pairs)}, each [bins].
+        maps: {name: (points [N, 2], share [2])}.
+        position: [N] float64 in (0, 1].
+        patient: [N] names.
+    """
+
+    measures: dict[str, dict[str, float | None]]
+    similarity: dict[str, Curve]
+    maps: dict[str, Map]
+    position: np.ndarray
+    patient: np.ndarray
+
+
+def read_run_config(workdir: Path) -> dict[str, Any]:
+    """`config.json` of a run.
+
+    Raises:
+        UserError: the folder is no run.
+    """
+    if not (workdir / "config.json").is_file():
+        raise UserError(
+            f"{workdir} is no run directory: it has no config.json; give the --workdir"
+            " of a training."
+        )
+    return read_json(workdir / "config.json")
+
+
+def stage_files(workdir: Path, name: str) -> dict[str, Path]:
+    """{stage: its file `name`} of the stages that have one, in their order."""
+    stages = read_run_config(workdir)["stages"]
+    files = {stage: workdir / stage / name for stage in stages}
+    return {stage: path for stage, path in files.items() if path.is_file()}
+
+
+def read_diagnostics(path: Path) -> Diagnostics:
+    """Reads what `diagnostics.write_diagnostics` wrote.
+
+    Raises:
+        UserError: the file is missing, damaged or of another version.
+    """
+    found = read_json(path)
+    try:
+        curves, points = found["similarity"], found["map"]
+        return Diagnostics(
+            measures={when: found["measures"][when] for when in WHEN},
+            similarity={
+                when: (
+                    np.array(curves[when]["distance"]),
+                    np.array(curves[when]["mean"], np.float64),  # None becomes NaN
+                    np.array(curves[when]["pairs"]),
+                )
+                for when in WHEN
+            },
+            maps={
+                when: (np.array(points[when]), np.array(points["share"][when]))
+                for when in WHEN
+            },
+            position=np.array(points["position"]),
+            patient=np.array(points["patient"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not as this version writes it ({error}); delete it and start"
+            " the run's command again."
+        ) from error
+
+
+def cases_to_show(workdir: Path) -> tuple[list[Overlay], tuple[str, ...]]:
+    """Worst, median and best case by mean Dice, and the names of all classes.
+
+    Image and label are those of the prepared volumes. The prediction is the run's file,
+    resampled onto them.
+
+    Raises:
+        UserError: the prepared volumes or a prediction are gone.
+    """
+    store = open_store(Path(read_json(workdir / "dataset.json")["store"]))
+    rows = read_cases(workdir / "cases.csv")
+    dice = case_values(rows, "dice")
+    shown = [
+        _overlay(workdir, store, case, role=role, dice=dice[case])
+        for role, case in worst_median_best(rows).items()
+    ]
+    return shown, store.class_names
+
+
+def _overlay(
+    workdir: Path, store: Store, case: str, *, role: str, dice: float
+) -> Overlay:
+    found = [row for row, info in enumerate(store.infos) if info.name == case]
+    volume = store.volume(found[0]) if found else None
+    if volume is None or volume.label is None:
+        raise UserError(
+            f"{store.path} holds no labelled volume {case!r} of {workdir}/cases.csv;"
+            " restore the prepared volumes of this run."
+        )
+    path = workdir / "predictions" / f"{case}.nii.gz"
+    return Overlay(
+        role=role,
+        case=case,
+        dice=dice,
+        image=volume.image,
+        label=volume.label,
+        prediction=_read_prediction(path, volume.info, store.label_values),
+        spacing=volume.info.spacing,
+    )
+
+
+def _read_prediction(
+    path: Path, info: CaseInfo, label_values: tuple[int, ...]
+) -> np.ndarray:
+    try:
+        array, _ = read_volume(path, None)
+        if array.shape != info.geometry.file_shape:
+            raise UserError(
+                f"its shape is {array.shape}, the image's {info.geometry.file_shape}."
+            )
+        return prepare_label(
+            array, info.geometry, label_values=label_values, label_order=1
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

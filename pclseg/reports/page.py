@@ -1,0 +1,157 @@
+"""One HTML page about a comparison of runs; it needs no network and no script."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pclseg.errors import UserError
+from pclseg.files import write_text
+from pclseg.reports import blocks, comparison, repeat, sentences, tables
+from pclseg.reports.blocks import Learned
+from pclseg.reports.comparison import Numbers
+from pclseg.reports.repeat import Source
+from pclseg.reports.runs import label, shown
+
+MOST_BYTES = 20_000_000  # of a page that can be mailed
+
+
+def write_page(out: Path, workdirs: Sequence[Path], *, baseline: str | None) -> None:
+    """Writes the page; an old one is replaced.
+
+    Args:
+        out: the HTML file.
+        workdirs: of finished runs.
+        baseline: arm that the others are compared with; None for that of the first run.
+
+    Raises:
+        UserError: a run that cannot be read, runs that cannot be compared, a page of
+            more than 20 MB, a place that cannot be written.
+    """
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file, as {out}/report.html.")
+    html = make_page(workdirs, baseline=baseline)
+    # The name of a file may hold bytes that are no text.
+    html = html.encode("utf-8", "replace").decode()
+    size = len(html.encode())
+    if size > MOST_BYTES:
+        raise UserError(
+            f"the page would have {size / 1e6:.0f} MB, more than"
+            f" {MOST_BYTES / 1e6:.0f}; give it fewer arms or label counts at a time."
+        )
+    write_text(out, html)
+
+
+def make_page(workdirs: Sequence[Path], *, baseline: str | None) -> str:
+    """The page as HTML; arguments and errors as of `write_page`."""
+    if not workdirs:
+        raise UserError("there is no run to report; give at least one run directory.")
+    sources = [repeat.read_source(workdir) for workdir in workdirs]
+    numbers = comparison.numbers([s.run for s in sources], baseline=baseline)
+    cells = representative(sources, numbers)
+    learned = list(blocks.learned_of(cells))
+    return _template().render(
+        title=_title(numbers, sources[0]),
+        facts=_facts(numbers, sources),
+        numbers=_with_diagnostics(numbers, learned),
+        sentences=list(sentences.comparisons(numbers)),
+        warnings=numbers["warnings"],
+        **_tables(numbers),
+        efficiency=blocks.label_efficiency(numbers),
+        curves=list(blocks.curves(cells, numbers["arms"])),
+        measures=blocks.measures(learned),
+        learned=list(blocks.learned_blocks(learned, numbers["arms"])),
+        overlays=[blocks.cases(source) for source in cells],
+        shown="; ".join(source.name for source in cells),
+        repeat=_repeat(sources, numbers),
+    )
+
+
+def representative(sources: Sequence[Source], numbers: Numbers) -> list[Source]:
+    """The first fold and seed of every arm at every label count."""
+    found = []
+    for group in numbers["groups"]:
+        runs = [
+            source
+            for source in sources
+            if label(source.run) == group["arm"]
+            and source.run["labelled"] == group["labelled"]
+        ]
+        found.append(min(runs, key=lambda s: (s.run["fold"], s.run["seed"])))
+    return found
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pclseg.reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja")
+
+
+def _title(numbers: Numbers, source: Source) -> str:
+    baseline, *others = numbers["arms"]
+    arms = f"{', '.join(others)} against {baseline}" if others else baseline
+    return f"{arms}: {source.run.get('dataset', '')}"
+
+
+def _facts(numbers: Numbers, sources: Sequence[Source]) -> dict[str, str]:
+    rows = [row for source in sources for row in source.run["rows"]]
+    patients, cases = ({row[key] for row in rows} for key in ("patient", "case"))
+    scored = ", ".join(sorted({s.scored for s in sources if s.scored}))
+    return {
+        "Data": f"{sources[0].run.get('dataset', '')}: {', '.join(numbers['classes'])}",
+        "Arms": f"{', '.join(numbers['arms'])} (baseline: {numbers['baseline']})",
+        "Labelled patients (M)": ", ".join(map(shown, numbers["label_counts"])),
+        "Folds": _listed({fold for g in numbers["groups"] for fold in g["folds"]}),
+        "Seeds": _listed({seed for g in numbers["groups"] for seed in g["seeds"]}),
+        "Scored": (
+            f"{sentences.count(len(cases), 'case')} of"
+            f" {sentences.count(len(patients), 'patient')}"
+            f"{f' ({scored})' if scored else ''}"
+        ),
+        "Runs": str(numbers["runs"]),
+    }
+
+
+def _listed(values: set[int]) -> str:
+    return ", ".join(map(str, sorted(values)))
+
+
+def _tables(numbers: Numbers) -> dict[str, Any]:
+    """The first table apart; sentences that stand elsewhere left out."""
+    found = tables.render(numbers)
+    first, *others = found.tables
+    warnings = {f"Mind: {warning}" for warning in numbers["warnings"]}
+    legend = [line for line in found.legend if line not in warnings]
+    return {"first_table": first, "tables": others, "legend": legend}
+
+
+def _repeat(sources: Sequence[Source], numbers: Numbers) -> dict[str, Any]:
+    arms: dict[str, Source] = {}
+    for source in representative(sources, numbers):
+        arms.setdefault(label(source.run), source)
+    return {
+        "notes": list(repeat.notes(sources)),
+        "commands": repeat.commands(sources),
+        "differences": repeat.config_differences(arms),
+        "tables": [
+            repeat.versions(sources),
+            repeat.data(sources),
+            repeat.labelled_patients(sources),
+        ],
+        "configs": {arm: source.config for arm, source in arms.items()},
+    }
+
+
+def _with_diagnostics(numbers: Numbers, learned: Sequence[Learned]) -> Numbers:
+    found = [
+        {"arm": each.name, "run": each.source.name, "stage": each.stage}
+        | each.found.measures
+        for each in learned
+    ]
+    return numbers | {"diagnostics": found}

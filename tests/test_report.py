@@ -1,0 +1,493 @@
+"""The report: its numbers are those of the files, and any browser can show it."""
+
+import csv
+import html.parser
+import itertools
+import json
+import re
+import statistics
+
+import numpy as np
+import pytest
+from test_diagnostics import embedded
+from test_tables import write_run
+from test_tfds_store import make_volume, write
+
+from pclseg import diagnostics
+from pclseg.cli import report
+from pclseg.data import volume
+from pclseg.data.volume_file import write_label
+from pclseg.errors import UserError
+from pclseg.files import write_json
+from pclseg.reports import artifacts, comparison, page, repeat, runs, sentences
+
+NAMES = ("RV", "LV")
+ARMS = ("scratch", "pcl")
+PATIENTS = {0: ("p1", "p2", "p3"), 1: ("p4", "p5")}
+HOSTILE = "<script>alert('x')</script>$\\frac$&\""
+
+
+def make_rows(patients, rng):
+    for patient, (number, name) in itertools.product(patients, enumerate(NAMES, 1)):
+        dice, distance = rng.uniform(0.2, 0.9), rng.uniform(1, 9)
+        yield {
+            "case": f"{patient}_1",
+            "patient": patient,
+            "frame": "1",
+            "class": number,
+            "class_name": name,
+            "dice": dice,
+            "hd95_mm": distance,
+            "asd_mm": distance / 3,
+            "nsd": dice / 2,
+            "predicted_voxels": 5,
+            "labelled_voxels": 5,
+        }
+
+
+def make_run(folder, *, arm, labelled=2, fold=0, seed=0, rename=str, name="acdc"):
+    """A finished run as a training leaves it, without checkpoints and predictions."""
+    rng = np.random.default_rng([len(arm), labelled, fold, seed])
+    scores = runs.Run(
+        arm=arm,
+        labelled=labelled,
+        labelled_patients=[f"t{number}" for number in range(labelled)],
+        fold=fold,
+        seed=seed,
+        rows=[
+            row | {key: rename(row[key]) for key in ("case", "patient", "class_name")}
+            for row in make_rows(PATIENTS[fold], rng)
+        ],
+    )
+    write_run(folder, scores)
+    pretrained = arm != "scratch"
+    config = json.loads((folder / "config.json").read_text())
+    config["stages"] = ["pretrain"] * pretrained + ["finetune"]
+    config["data"]["name"] = name
+    config["finetune"] |= {"data": {"subset": "labelled"}, "lr": 0.1}
+    if pretrained:
+        config["pretrain"] = {
+            "data": {"subset": "train"},
+            "init_from": "",
+            "method": {"name": arm},
+        }
+        (folder / "pretrain").mkdir()
+        write_json(
+            folder / "pretrain" / "diagnostics.json", diagnostics.summary(embedded())
+        )
+    write_json(folder / "config.json", config)
+    for stage in config["stages"]:
+        (folder / stage).mkdir(exist_ok=True)
+        lines = [f"{step},{1 / step},{0.1 / step}" for step in range(1, 9)]
+        text = "\n".join(["step,loss,learning_rate", *lines, ""])
+        (folder / stage / "metrics.csv").write_text(text)
+    (folder / "finetune" / "validation.csv").write_text("step,dice_pooled\n4,0.3\n")
+    write_json(
+        folder / "dataset.json",
+        {"fingerprint": "0123abcd", "store": str(folder / "gone")},
+    )
+    start = {
+        "command": ["main.py", f"--workdir={folder}", "--config=a b.py"],
+        "commit": "0123456789ab",
+        "pclseg": "0.1.0",
+        "python": "3.11.7",
+        "platform": "Linux",
+        "packages": {"jax": "0.10.2", "tensorflow-datasets": None},
+    }
+    write_json(folder / "run.json", [start, start])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    cells = itertools.product(ARMS, (2, 6), PATIENTS, (0, 1))
+    return {
+        cell: make_run(
+            folder / "_".join(map(str, cell)),
+            arm=cell[0],
+            labelled=cell[1],
+            fold=cell[2],
+            seed=cell[3],
+        )
+        for cell in cells
+    }
+
+
+@pytest.fixture(scope="module")
+def written(workdirs, tmp_path_factory):
+    """The page of all runs."""
+    out = tmp_path_factory.mktemp("page") / "new" / "report.html"
+    arguments = [*map(str, workdirs.values()), f"--out={out}"]
+    assert report.main(arguments) == 0
+    return out.read_text()
+
+
+class Page(html.parser.HTMLParser):
+    """Tables {caption: [{column: cell}]}, all tags, text outside of style and script.
+
+    A parser that knows no error; `unclosed` is what it was left with.
+    """
+
+    EMPTY = {"meta", "img"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.tags, self.text, self.scripts = {}, [], "", []
+        self.open, self.caption, self.rows = [], "", []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+        if tag == "caption":
+            self.caption, self.rows = "", []
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag == "table":
+            columns, *rows = self.rows
+            self.tables[self.caption] = [
+                dict(zip(columns, row, strict=True)) for row in rows
+            ]
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+        elif self.open[-1:] != ["style"]:
+            self.text += data
+        if "caption" in self.open:
+            self.caption += data
+        elif self.open[-1:] in (["td"], ["th"]):
+            self.rows[-1][-1] += data
+
+    def table(self, start):
+        (name,) = [name for name in self.tables if name.startswith(start)]
+        return self.tables[name]
+
+
+@pytest.fixture(scope="module")
+def parsed(written):
+    return Page(written)
+
+
+def scores(workdir, column, name):
+    """{case: score}: of one class, or the mean over the classes."""
+    cases = {}
+    with open(workdir / "cases.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            if name in (None, row["class_name"]):
+                cases.setdefault(row["case"], []).append(float(row[column]))
+    return {case: statistics.fmean(values) for case, values in cases.items()}
+
+
+@pytest.mark.parametrize(
+    ("title", "column", "decimals"),
+    [("Dice per case", "dice", 3), ("HD95", "hd95_mm", 2), ("NSD at 2 mm", "nsd", 3)],
+)
+def test_tables_show_the_means_of_cases_csv(workdirs, parsed, title, column, decimals):
+    for arm, labelled in itertools.product(ARMS, (2, 6)):
+        lines = parsed.table(title)
+        (line,) = [r for r in lines if (r["M"], r["arm"]) == (str(labelled), arm)]
+        for name, cell in [("RV", "RV"), ("LV", "LV"), (None, "mean")]:
+            folds = [
+                statistics.fmean(
+                    statistics.fmean(
+                        scores(
+                            workdirs[arm, labelled, fold, seed], column, name
+                        ).values()
+                    )
+                    for seed in (0, 1)
+                )
+                for fold in PATIENTS
+            ]
+            mean, sd = statistics.fmean(folds), statistics.stdev(folds)
+            assert line[cell] == f"{mean:.{decimals}f} ± {sd:.{decimals}f}"
+
+
+def test_differences_and_sentences_show_the_paired_means_of_cases_csv(workdirs, parsed):
+    for labelled in (2, 6):
+        cases = {}
+        for arm, fold, seed in itertools.product(ARMS, PATIENTS, (0, 1)):
+            found = scores(workdirs[arm, labelled, fold, seed], "dice", None)
+            for case, value in found.items():
+                cases.setdefault(case, {}).setdefault(arm, []).append(value)
+        differences = [
+            statistics.fmean(c["pcl"]) - statistics.fmean(c["scratch"])
+            for c in cases.values()
+        ]
+        mean = f"{statistics.fmean(differences):+.3f}"
+        lines = parsed.table("Differences to scratch: Dice")
+        (line,) = [line for line in lines if line["M"] == str(labelled)]
+        better = str(sum(d > 0 for d in differences))
+        assert (line["mean"], line["better"]) == (mean, better)
+        assert f"the difference is {mean} (95% interval " in parsed.text
+        assert f"5 cases of 5 patients: {better} better" in parsed.text
+
+
+def test_the_page_holds_all_numbers_for_machines(workdirs, parsed):
+    read = [runs.read_run(workdir) for workdir in workdirs.values()]
+    (found,) = map(json.loads, parsed.scripts)
+    learned = found.pop("diagnostics")
+    assert found == json.loads(json.dumps(comparison.numbers(read, baseline=None)))
+    assert [(each["arm"], each["run"]) for each in learned] == [
+        ("pcl", "pcl, M = 2, fold 0, seed 0")
+    ]
+    expected = diagnostics.summary(embedded())["measures"]
+    assert learned[0]["after"] == expected["after"]
+
+
+def test_small_numbers_are_warned_of(parsed):
+    assert "no difference, however large, reaches 0.05" in parsed.text
+
+
+def test_nothing_is_fetched_and_no_script_runs(written, parsed):
+    for tag, attributes in parsed.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form")
+        assert not any(name.startswith("on") for name in attributes)
+        assert attributes.get("src", "data:").startswith("data:")
+        assert attributes.get("href", "#").startswith("#")
+        if tag == "script":
+            assert attributes["type"] == "application/json"
+    assert "url(" not in written and "@import" not in written
+    assert "default-src 'none'" in written
+
+
+def test_the_page_is_whole_and_named_for_who_cannot_see_it(parsed):
+    assert parsed.open == []
+    tags = [tag for tag, _ in parsed.tags]
+    assert tags.count("h1") == tags.count("main") == tags.count("title") == 1
+    assert dict(parsed.tags)["html"]["lang"] == "en"
+    pictures = [attributes for tag, attributes in parsed.tags if tag == "img"]
+    # label efficiency; pretrain 2, finetune 3 for M of 2 and 6; similarity and two maps
+    assert len(pictures) == 1 + 2 + 2 * 3 + 3
+    assert all(len(picture["alt"]) > 40 for picture in pictures)
+    anchors = {attributes.get("id") for _, attributes in parsed.tags}
+    for tag, attributes in parsed.tags:
+        assert tag != "a" or attributes["href"][1:] in anchors
+
+
+def test_the_page_says_how_to_repeat_the_runs(workdirs, parsed):
+    for (arm, labelled, fold, seed), workdir in workdirs.items():
+        assert (
+            f"# {arm}, M = {labelled}, fold {fold}, seed {seed}\n"
+            f"python -m pclseg.main --workdir={workdir} '--config=a b.py'\n"
+        ) in parsed.text + "\n"
+    (versions,) = parsed.table("Versions")
+    assert versions["packages"] == "jax 0.10.2" and versions["runs"] == "16"
+    (data,) = parsed.table("Data")
+    assert data["fingerprint"] == "0123abcd"
+    drawn = parsed.table("Labelled patients of every fold")
+    assert [(line["M"], line["fold"]) for line in drawn] == [
+        *(("2", "0"), ("2", "1"), ("6", "0"), ("6", "1"))
+    ]
+    assert drawn[0]["labelled patients"] == "t0, t1"
+    (different,) = parsed.table("Settings in which the arms differ")
+    assert different["config"] == "stages"
+
+
+def test_prepared_volumes_that_are_gone_are_told(parsed):
+    assert "No case is shown: there is no folder" in parsed.text
+
+
+def test_equal_runs_give_equal_bytes(workdirs, tmp_path):
+    chosen = [workdirs["scratch", 2, 0, 0], workdirs["pcl", 2, 0, 0]]
+    first, second = (page.make_page(chosen, baseline="pcl") for _ in range(2))
+    assert first == second
+    assert "<h1>scratch against pcl: acdc</h1>" in first
+
+
+def test_names_from_outside_are_text(tmp_path):
+    def rename(text):
+        return f"{text} {HOSTILE}"
+
+    folder = tmp_path / "<b>&"
+    arms = ("scratch", rename("pcl"))
+    made = [make_run(folder / f"{n}", arm=a, rename=rename) for n, a in enumerate(arms)]
+    text = page.make_page(made, baseline=None)
+    found = Page(text)
+    assert found.open == []
+    assert [tag for tag, _ in found.tags].count("script") == 1
+    assert "b" not in {tag for tag, _ in found.tags}
+    assert "<script>alert" not in text
+    assert f"pcl {HOSTILE} against scratch" in found.text
+    assert any(rename("RV") in line for line in found.table("Dice per case"))
+    assert json.loads(found.scripts[0])["arms"][1] == rename("pcl")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda a, b: (a / "config.json").unlink(), "is no run directory"),
+        (
+            lambda a, b: (a / "summary.json").unlink(),
+            "is not finished: it has no summary.json; start its command again",
+        ),
+        (lambda a, b: (a / "cases.csv").unlink(), "it has no cases.csv"),
+        (
+            lambda a, b: change(a, lambda c: c["data"].update(name="other")),
+            "compare runs of one data set",
+        ),
+        (
+            lambda a, b: change(a, lambda c: c["evaluate"].update(tolerance_mm=3.0)),
+            "NSD tolerances of 2.0 and 3.0 mm",
+        ),
+        (lambda a, b: change(a, lambda c: c.update(arm="b")), "two runs are arm 'b'"),
+    ],
+    ids=["no run", "unfinished", "no cases", "dataset", "tolerance", "twice"],
+)
+def test_runs_that_cannot_be_reported_are_named_in_one_line(
+    tmp_path, capsys, spoil, message
+):
+    a, b = (make_run(tmp_path / name, arm=name) for name in "ab")
+    spoil(a, b)
+    out = tmp_path / "report.html"
+    out.write_text("old")
+    assert report.main([str(a), str(b), f"--out={out}"]) == 1
+    _, error = capsys.readouterr()
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+    assert out.read_text() == "old"
+
+
+def change(workdir, edit):
+    config = json.loads((workdir / "config.json").read_text())
+    edit(config)
+    write_json(workdir / "config.json", config)
+
+
+def test_no_run_is_told():
+    with pytest.raises(UserError, match="no run to report"):
+        page.make_page([], baseline=None)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [(".", "is a folder; name a file"), ("file/report.html", "cannot be written")],
+)
+def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch, out, message):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(page, "make_page", lambda *_, **__: "page")
+    with pytest.raises(UserError, match=message):
+        page.write_page(tmp_path / out, [tmp_path], baseline=None)
+
+
+def test_a_page_too_large_to_send_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "make_page", lambda *_, **__: "x" * 20_000_001)
+    with pytest.raises(UserError, match="20 MB, more than 20; give it fewer arms"):
+        page.write_page(tmp_path / "report.html", [tmp_path], baseline=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_old_page_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "make_page", lambda *_, **__: "new")
+    (tmp_path / "report.html").write_text("old")
+    page.write_page(tmp_path / "report.html", [tmp_path], baseline=None)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_name_that_is_no_text_does_not_stop_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "make_page", lambda *_, **__: "--workdir=\udcff")
+    page.write_page(tmp_path / "report.html", [tmp_path], baseline=None)
+    assert (tmp_path / "report.html").read_text() == "--workdir=?"
+
+
+def test_cases_are_shown_with_the_prediction_in_the_run(tmp_path):
+    import nibabel as nib
+
+    volumes = [make_volume(row) for row in range(2)]
+    store = write(tmp_path / "store", volumes)
+    workdir = make_run(tmp_path / "run", arm="pcl")
+    write_json(workdir / "dataset.json", {"store": str(store)})
+    text = (workdir / "cases.csv").read_text()
+    (workdir / "cases.csv").write_text(re.sub(r"p\d_1", "case_1", text))
+    info = volumes[1].info
+    image = tmp_path / "image.nii.gz"
+    nib.save(
+        nib.Nifti1Image(
+            np.zeros(info.geometry.file_shape, "u1"), np.array(info.geometry.affine)
+        ),
+        image,
+    )
+    native = volume.restore_label(
+        volumes[1].label, info.geometry, label_values=(0, 2, 5)
+    )
+    write_label(workdir / "predictions" / "case_1.nii.gz", native, like=image)
+    shown, class_names = artifacts.cases_to_show(workdir)
+    assert [case.role for case in shown] == ["worst", "median", "best"]
+    assert class_names == ("class 0", "class 2", "class 5")
+    np.testing.assert_array_equal(shown[0].image, volumes[1].image)
+    np.testing.assert_array_equal(shown[0].label, volumes[1].label)
+    np.testing.assert_array_equal(shown[0].prediction, volumes[1].label)
+
+
+@pytest.mark.parametrize(
+    ("interval", "p", "verdict"),
+    [
+        ([0.02, 0.2], 0.01, "more than chance"),
+        ([-0.2, -0.02], 0.05, "more than chance"),
+        ([-0.02, 0.2], 0.01, "Chance among patients may"),
+        ([0.02, 0.2], 0.06, "not settled"),
+        (None, 1.0, "Nothing can be said"),
+    ],
+)
+def test_a_sentence_claims_no_more_than_interval_and_test(interval, p, verdict):
+    numbers = {
+        "baseline": "scratch",
+        "bootstrap": {"level": 0.95},
+        "metrics": {
+            "dice": {
+                "groups": [
+                    {"arm": arm, "labelled": 1, "overall": {"mean": mean}}
+                    for arm, mean in [("scratch", 0.5), ("pcl", 0.6)]
+                ],
+                "differences": [
+                    {
+                        "arm": "pcl",
+                        "labelled": 1,
+                        "overall": {
+                            **{"mean": 0.1, "interval": interval, "p_holm": p},
+                            **{"n": 8, "patients": 4, "better": 3, "worse": 1},
+                        },
+                    }
+                ],
+            }
+        },
+    }
+    (sentence,) = sentences.comparisons(numbers)
+    assert sentence.startswith(
+        "With 1 labelled patient, pcl reaches a Dice of 0.600 and scratch 0.500; over"
+        " the same cases the difference is +0.100 ("
+    )
+    assert "8 cases of 4 patients: 3 better, 1 worse" in sentence
+    assert verdict in sentence
+
+
+def test_arms_are_compared_in_the_stages_that_they_have(tmp_path):
+    arms = ("scratch", "pcl", "gcl")
+    made = {arm: make_run(tmp_path / arm, arm=arm) for arm in arms}
+    change(made["gcl"], lambda config: config["pretrain"]["method"].update(parts=4))
+    sources = {arm: repeat.read_source(path) for arm, path in made.items()}
+    assert repeat.config_differences(sources).rows == (
+        ("stages", '["finetune"]', *['["pretrain", "finetune"]'] * 2),
+        ("pretrain.method.name", "", '"pcl"', '"gcl"'),
+        ("pretrain.method.parts", "", "", "4"),
+    )
+
+
+def test_settings_of_an_arm_that_vary_and_commits_are_noted(tmp_path):
+    made = [make_run(tmp_path / f"{fold}", arm="pcl", fold=fold) for fold in (0, 1)]
+    change(made[0], lambda config: config["finetune"].update(lr=0.2))
+    starts = json.loads((made[0] / "run.json").read_text())
+    write_json(made[0] / "run.json", [starts[0] | {"commit": "abc-dirty"}])
+    write_json(made[0] / "dataset.json", {"fingerprint": "other"})
+    notes = " ".join(repeat.notes([repeat.read_source(path) for path in made]))
+    assert "The runs of pcl differ in finetune.lr." in notes
+    assert "several commits: 0123456789ab, abc-dirty" in notes
+    assert "(-dirty)" in notes and "several fingerprints" in notes
