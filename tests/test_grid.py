@@ -1,6 +1,7 @@
 """A study: its cells, what they share, how they are run, stopped and taken up."""
 
 import json
+import math
 import signal
 import stat
 import subprocess
@@ -13,6 +14,7 @@ from tiny import ROOT, main_env, tiny_overrides
 
 from pclseg import grid
 from pclseg.cli import grid as cli
+from pclseg.config import load_config
 from pclseg.errors import UserError
 
 # Stands for the training program: takes its arguments, leaves what a run leaves.
@@ -155,6 +157,18 @@ def test_every_arm_tries_the_same_values_on_the_holdout():
         # pre-training saw the images of the hold-out, and the run says so
         transductive = "data.transductive=True" in cell.settings
         assert transductive == ("scratch" not in cell.name)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs/grids").glob("*.py")), ids=lambda file: file.stem
+)
+def test_grids_of_the_project_are_planned(file, monkeypatch):
+    monkeypatch.chdir(ROOT)  # their arms are named from there
+    config = load_config(str(file))
+    cells = grid.plan(config)
+    runs = [cell for cell in cells if cell.name.startswith("runs/")]
+    size = [len(config[key]) for key in ("arms", "labelled", "folds", "seeds")]
+    assert len(runs) == math.prod(size)
 
 
 @pytest.mark.parametrize(

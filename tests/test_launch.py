@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = [*sorted(ROOT.glob("launch/*.sh")), *sorted(ROOT.glob("benchmarks/*.sh"))]
+SCRIPTS = sorted(ROOT.glob("launch/*.sh"))
 SCRIPTS.append(ROOT / ".ci" / "run")
 COMMANDS = [
     "create",

@@ -179,7 +179,7 @@ class _Runner:
                 " run; mend the cause, and the same command goes on."
             )
         log.info("all %d cells are finished; the report:", len(cells))
-        log.info("  python -m pclseg.cli.table %s/runs/* --baseline=scratch", self._out)
+        log.info("  python -m pclseg.cli.report %s/runs/* --out=report.html", self._out)
 
     def _is_finished(self, cell: Cell) -> bool:
         return grid.finished(cell, self._out, self._settings)
