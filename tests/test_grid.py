@@ -280,7 +280,9 @@ def test_runs_all_cells_once_and_then_none(study, capsys):
     assert len(first) == len(set(first)) == 5  # 2 pre-trainings, 3 arms
     assert study() == 0
     assert study.started() == first
-    assert "0 of 5 cells to run" in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert "0 of 5 cells to run" in text
+    assert "runs/* --baseline=scratch --out=report.html" in text
 
 
 def test_tuned_value_is_the_best_of_the_holdout_and_is_recorded(study):

@@ -178,8 +178,16 @@ class _Runner:
                 f" {self._log(names[0])}), and {len(blocked)} that need them were not"
                 " run; mend the cause, and the same command goes on."
             )
-        log.info("all %d cells are finished; the report:", len(cells))
-        log.info("  python -m pclseg.cli.report %s/runs/* --out=report.html", self._out)
+        log.info("all %d cells are finished", len(cells))
+        runs = [cell.name for cell in cells if cell.name.startswith("runs/")]
+        if runs:
+            baseline = Path(runs[0]).name.rpartition("_m")[0]
+            log.info(
+                "the report: python -m pclseg.cli.report %s/runs/* --baseline=%s"
+                " --out=report.html",
+                self._out,
+                baseline,
+            )
 
     def _is_finished(self, cell: Cell) -> bool:
         return grid.finished(cell, self._out, self._settings)
