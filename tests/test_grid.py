@@ -299,7 +299,7 @@ def test_failed_cell_is_named_and_only_what_needs_it_is_left(
     monkeypatch.setenv("STUB_FAILS", "pretrain/pcl")
     assert study() == 1
     text = capsys.readouterr().err
-    assert "1 cells failed, pretrain/pcl_pretrain_f0_s0 first" in text
+    assert "1 cells did not finish, pretrain/pcl_pretrain_f0_s0 first" in text
     assert "and 1 that need them were not run" in text
     log = study.out / "logs/pretrain_pcl_pretrain_f0_s0.txt"
     assert "no such thing" in log.read_text()

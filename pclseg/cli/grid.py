@@ -174,7 +174,7 @@ class _Runner:
         if self._failed:
             names = sorted(self._failed.difference(blocked))
             raise UserError(
-                f"{len(names)} cells failed, {names[0]} first (see"
+                f"{len(names)} cells did not finish, {names[0]} first (see"
                 f" {self._log(names[0])}), and {len(blocked)} that need them were not"
                 " run; mend the cause, and the same command goes on."
             )
@@ -243,7 +243,7 @@ class _Runner:
         ):
             self._failed.add(job.cell.name)
             log.error(
-                "%s failed with exit code %d: %s",
+                "%s is not finished, exit code %d: %s",
                 job.cell.name,
                 job.process.returncode,
                 self._log(job.cell.name),
