@@ -19,7 +19,7 @@ from pclseg.data import volume
 from pclseg.data.volume_file import write_label
 from pclseg.errors import UserError
 from pclseg.files import write_json
-from pclseg.reports import artifacts, comparison, page, repeat, runs, sentences
+from pclseg.reports import artifacts, comparison, page, repeat, runs, sentences, sources
 
 NAMES = ("RV", "LV")
 ARMS = ("scratch", "pcl")
@@ -64,7 +64,11 @@ def make_run(folder, *, arm, labelled=2, fold=0, seed=0, rename=str, name="acdc"
     config = json.loads((folder / "config.json").read_text())
     config["stages"] = ["pretrain"] * pretrained + ["finetune"]
     config["data"]["name"] = name
-    config["finetune"] |= {"data": {"subset": "labelled"}, "lr": 0.1}
+    config["finetune"] |= {
+        "init_from": "pretrain" * pretrained,
+        "data": {"subset": "labelled"},
+        "lr": 0.1,
+    }
     if pretrained:
         config["pretrain"] = {
             "data": {"subset": "train"},
@@ -288,8 +292,8 @@ def test_the_page_says_how_to_repeat_the_runs(workdirs, parsed):
         *(("2", "0"), ("2", "1"), ("6", "0"), ("6", "1"))
     ]
     assert drawn[0]["labelled patients"] == "t0, t1"
-    (different,) = parsed.table("Settings in which the arms differ")
-    assert different["config"] == "stages"
+    different = parsed.table("Settings in which the arms differ")
+    assert [line["config"] for line in different] == ["stages", "finetune.init_from"]
 
 
 def test_prepared_volumes_that_are_gone_are_told(parsed):
@@ -473,9 +477,10 @@ def test_arms_are_compared_in_the_stages_that_they_have(tmp_path):
     arms = ("scratch", "pcl", "gcl")
     made = {arm: make_run(tmp_path / arm, arm=arm) for arm in arms}
     change(made["gcl"], lambda config: config["pretrain"]["method"].update(parts=4))
-    sources = {arm: repeat.read_source(path) for arm, path in made.items()}
-    assert repeat.config_differences(sources).rows == (
+    read = {arm: sources.read_source(path) for arm, path in made.items()}
+    assert repeat.config_differences(read).rows == (
         ("stages", '["finetune"]', *['["pretrain", "finetune"]'] * 2),
+        ("finetune.init_from", '""', '"pretrain"', '"pretrain"'),
         ("pretrain.method.name", "", '"pcl"', '"gcl"'),
         ("pretrain.method.parts", "", "", "4"),
     )
@@ -487,7 +492,7 @@ def test_settings_of_an_arm_that_vary_and_commits_are_noted(tmp_path):
     starts = json.loads((made[0] / "run.json").read_text())
     write_json(made[0] / "run.json", [starts[0] | {"commit": "abc-dirty"}])
     write_json(made[0] / "dataset.json", {"fingerprint": "other"})
-    notes = " ".join(repeat.notes([repeat.read_source(path) for path in made]))
+    notes = " ".join(repeat.notes([sources.read_source(path) for path in made], []))
     assert "The runs of pcl differ in finetune.lr." in notes
     assert "several commits: 0123456789ab, abc-dirty" in notes
     assert "(-dirty)" in notes and "several fingerprints" in notes

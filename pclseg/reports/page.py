@@ -11,8 +11,8 @@ from pclseg.files import write_text
 from pclseg.reports import blocks, comparison, repeat, sentences, tables
 from pclseg.reports.blocks import Learned
 from pclseg.reports.comparison import Numbers
-from pclseg.reports.repeat import Source
 from pclseg.reports.runs import label, shown
+from pclseg.reports.sources import Source, earlier_runs, missing, read_source
 
 MOST_BYTES = 20_000_000  # of a page that can be mailed
 
@@ -47,10 +47,10 @@ def make_page(workdirs: Sequence[Path], *, baseline: str | None) -> str:
     """The page as HTML; arguments and errors as of `write_page`."""
     if not workdirs:
         raise UserError("there is no run to report; give at least one run directory.")
-    sources = [repeat.read_source(workdir) for workdir in workdirs]
+    sources = [read_source(workdir) for workdir in workdirs]
     numbers = comparison.numbers([s.run for s in sources], baseline=baseline)
     cells = representative(sources, numbers)
-    learned = list(blocks.learned_of(cells))
+    learned = blocks.learned_of(cells)
     return _template().render(
         title=_title(numbers, sources[0]),
         facts=_facts(numbers, sources),
@@ -59,6 +59,7 @@ def make_page(workdirs: Sequence[Path], *, baseline: str | None) -> str:
         warnings=numbers["warnings"],
         **_tables(numbers),
         efficiency=blocks.label_efficiency(numbers),
+        missing=missing(sources),
         curves=list(blocks.curves(cells, numbers["arms"])),
         measures=blocks.measures(learned),
         learned=list(blocks.learned_blocks(learned, numbers["arms"])),
@@ -135,13 +136,17 @@ def _repeat(sources: Sequence[Source], numbers: Numbers) -> dict[str, Any]:
     arms: dict[str, Source] = {}
     for source in representative(sources, numbers):
         arms.setdefault(label(source.run), source)
+    earlier = earlier_runs(sources)
+    records = [*earlier, *sources]
     return {
-        "notes": list(repeat.notes(sources)),
-        "commands": repeat.commands(sources),
+        "notes": list(repeat.notes(sources, earlier)),
+        "commands": repeat.commands(records),
+        "runs": f"{len(sources)} runs"
+        + (f" and of {len(earlier)} that they start from" if earlier else ""),
         "differences": repeat.config_differences(arms),
         "tables": [
-            repeat.versions(sources),
-            repeat.data(sources),
+            repeat.versions(records),
+            repeat.data(records),
             repeat.labelled_patients(sources),
         ],
         "configs": {arm: source.config for arm, source in arms.items()},
