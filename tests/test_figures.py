@@ -238,11 +238,13 @@ def test_label_efficiency_shows_every_mean_with_its_interval(tmp_path, drawn):
     assert not len(empty[0].get_ydata())
     ticks = [tick.get_text() for tick in axes.get_xticklabels()]
     assert ticks == ["2", "6", "all (79.8)"]
-    said = [text.get_text() for text in axes.texts]
-    assert said == ["100% of full supervision", "90% of full supervision"]
+    dotted = [y for line in axes.get_lines()[-2:] for y in set(line.get_ydata())]
+    np.testing.assert_allclose(dotted, [0.8, 0.72])
     (legend,) = drawn[0].legends
     assert [t.get_text() for t in legend.get_texts()] == ["scratch", "pcl", "empty"]
-    assert "95% interval over patients" in legend.get_title().get_text()
+    said = legend.get_title().get_text()
+    assert "95% interval over patients" in said
+    assert "dotted: 100%, 90% of full supervision of scratch" in said
     assert _is_png(path)
 
 

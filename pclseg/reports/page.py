@@ -15,6 +15,7 @@ from pclseg.reports.runs import label, shown
 from pclseg.reports.sources import Source, earlier_runs, missing, read_source
 
 MOST_BYTES = 20_000_000  # of a page that can be mailed
+MOST_SENTENCES = 12  # on the result
 
 
 def write_page(out: Path, workdirs: Sequence[Path], *, baseline: str | None) -> None:
@@ -55,7 +56,7 @@ def make_page(workdirs: Sequence[Path], *, baseline: str | None) -> str:
         title=_title(numbers, sources[0]),
         facts=_facts(numbers, sources),
         numbers=_with_diagnostics(numbers, learned),
-        sentences=list(sentences.comparisons(numbers)),
+        **_sentences(numbers),
         warnings=numbers["warnings"],
         **_tables(numbers),
         efficiency=blocks.label_efficiency(numbers),
@@ -121,6 +122,14 @@ def _facts(numbers: Numbers, sources: Sequence[Source]) -> dict[str, str]:
 
 def _listed(values: set[int]) -> str:
     return ", ".join(map(str, sorted(values)))
+
+
+def _sentences(numbers: Numbers) -> dict[str, list[str]]:
+    """Few that say the most; where these are not all, the others for who asks."""
+    every = sentences.comparisons(numbers)
+    if len(every) <= MOST_SENTENCES:
+        return {"sentences": every, "all_sentences": []}
+    return {"sentences": sentences.summaries(numbers), "all_sentences": every}
 
 
 def _tables(numbers: Numbers) -> dict[str, Any]:
