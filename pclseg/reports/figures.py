@@ -27,6 +27,8 @@ LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP"
 DPI = 120
 MOST_IN_LEGEND = 10
+FEW_LINES = 4  # that can be followed where they are noisy
+MOST_POINTS = 40  # of a line among many
 CURVES = {  # file of a stage: {column: axis label}
     "metrics.csv": {"loss": "loss", "learning_rate": "learning rate"},
     "validation.csv": {"dice_pooled": "validation Dice, pooled"},
@@ -34,6 +36,7 @@ CURVES = {  # file of a stage: {column: axis label}
 DODGE = 0.08  # of the distance between neighbouring label counts
 MOST_DODGED = 0.5  # of it, by all arms together
 CHARACTERS_PER_INCH = 12  # of a legend
+LINE_IN_LEGEND, BETWEEN_COLUMNS = 7, 3  # characters
 ROW_INCHES = 0.21  # of a legend
 
 
@@ -72,7 +75,8 @@ def training_curves(
     Several files of an arm (folds, seeds) make the line of their mean, in a band from
     the least to the greatest, over the stretch of steps that all of them have. Where
     one lacks a step of another, since their epochs differ, it is interpolated; dots
-    mark few steps that all have.
+    mark few steps that all have. Where there are many lines, each is drawn through
+    means of consecutive steps, as their noise would hide one behind the other.
 
     Args:
         path: of the figure.
@@ -97,6 +101,8 @@ def training_curves(
             values = np.array(
                 [np.interp(steps, list(s), list(s.values())) for s in series]
             )
+            if len(tables) > FEW_LINES:
+                steps, values = _calmed(steps, values)
             few = len(steps) < 30 and all(step in s for s in series for step in steps)
             style = _line_style(number) | {"marker": "." if few else None}
             name = arm if len(values) == 1 else f"{arm} (mean, range of {len(values)})"
@@ -322,6 +328,19 @@ def _shared_steps(series: Sequence[Mapping[int, float]]) -> list[int]:
     return sorted({step for s in series for step in s if first <= step <= last})
 
 
+def _calmed(steps: Sequence[int], values: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """At most MOST_POINTS means over consecutive steps, at the middle one.
+
+    Args:
+        steps: [S] ascending.
+        values: [runs, S].
+    """
+    parts = min(MOST_POINTS, len(steps))
+    middles = [int(np.median(part)) for part in np.array_split(steps, parts)]
+    means = [part.mean(axis=1) for part in np.array_split(values, parts, axis=1)]
+    return middles, np.stack(means, axis=1)
+
+
 def _slices_to_show(case: Overlay, count: int) -> list[int]:
     filled = np.flatnonzero(((case.label > 0) | (case.prediction > 0)).any(axis=(1, 2)))
     candidates = filled if len(filled) else np.arange(len(case.image))
@@ -424,7 +443,8 @@ def _legend_of_lines(figure: "Figure", *, title: str | None) -> None:
         for line, name in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     longest = max(map(len, entries))
-    fitting = int(figure.get_figwidth() * CHARACTERS_PER_INCH // (longest + 7))
+    room = figure.get_figwidth() * CHARACTERS_PER_INCH + BETWEEN_COLUMNS
+    fitting = int(room // (longest + LINE_IN_LEGEND + BETWEEN_COLUMNS))
     columns = min(max(1, fitting), len(entries))
     rows = math.ceil(len(entries) / columns)
     figure.set_figheight(figure.get_figheight() + ROW_INCHES * rows)

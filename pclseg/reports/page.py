@@ -9,7 +9,7 @@ import jinja2
 from pclseg.errors import UserError
 from pclseg.files import write_text
 from pclseg.reports import blocks, comparison, repeat, sentences, tables
-from pclseg.reports.blocks import Learned
+from pclseg.reports.blocks import Block, Learned
 from pclseg.reports.comparison import Numbers
 from pclseg.reports.runs import label, shown
 from pclseg.reports.sources import Source, earlier_runs, missing, read_source
@@ -64,7 +64,7 @@ def make_page(workdirs: Sequence[Path], *, baseline: str | None) -> str:
         curves=list(blocks.curves(cells, numbers["arms"])),
         measures=blocks.measures(learned),
         learned=list(blocks.learned_blocks(learned, numbers["arms"])),
-        overlays=[blocks.cases(source) for source in cells],
+        overlays=_overlays(cells),
         shown="; ".join(source.name for source in cells),
         repeat=_repeat(sources, numbers),
     )
@@ -130,6 +130,15 @@ def _sentences(numbers: Numbers) -> dict[str, list[str]]:
     if len(every) <= MOST_SENTENCES:
         return {"sentences": every, "all_sentences": []}
     return {"sentences": sentences.summaries(numbers), "all_sentences": every}
+
+
+def _overlays(cells: Sequence[Source]) -> dict[str, list[Block]]:
+    """Cases by label count."""
+    found: dict[str, list[Block]] = {}
+    for source in cells:
+        count = f"M = {shown(source.run['labelled'])}"
+        found.setdefault(count, []).append(blocks.cases(source))
+    return found
 
 
 def _tables(numbers: Numbers) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def comparisons(numbers: Numbers) -> list[str]:
 
 
 def summaries(numbers: Numbers) -> list[str]:
-    """For every label count the best arm against the baseline, and which arms differ."""
+    """For every label count the best arm, and which arms differ from the baseline."""
     by_count: dict[int, list[Numbers]] = {}
     for difference in _differences(numbers):
         by_count.setdefault(difference["labelled"], []).append(difference)
@@ -28,24 +28,24 @@ def _differences(numbers: Numbers) -> list[Numbers]:
 
 def _summary(differences: Sequence[Numbers], numbers: Numbers) -> str:
     known = [d for d in differences if d["overall"]["mean"] is not None]
-    if not known:
-        return _comparison(differences[0], numbers)
+    if len(known) < 2:
+        return _comparison([*known, *differences][0], numbers)
     best = max(known, key=lambda difference: difference["overall"]["mean"])
     sure = [d for d in known if _verdict(d["overall"]) == BEYOND_CHANCE]
     higher = [d["arm"] for d in sure if d["overall"]["mean"] > 0]
     lower = [d["arm"] for d in sure if d["overall"]["mean"] < 0]
     return (
-        f"{_comparison(best, numbers)} It is the best of {count(len(known), 'arm')}"
-        f" compared with {numbers['baseline']}; more than chance among patients"
-        f" explains, {_named(higher)} higher and {_named(lower)} lower."
+        f"{_comparison(best, numbers)} It is the best of {len(known)} arms compared"
+        f" with {numbers['baseline']}. Beyond chance among patients,"
+        f" {_those(higher, 'better')} and {_those(lower, 'worse')}."
     )
 
 
-def _named(arms: Sequence[str]) -> str:
+def _those(arms: Sequence[str], than_baseline: str) -> str:
     if not arms:
-        return "none is"
+        return f"none is {than_baseline}"
     verb = "is" if len(arms) == 1 else "are"
-    return f"{len(arms)} {verb} ({', '.join(arms)})"
+    return f"{len(arms)} {verb} {than_baseline} ({', '.join(arms)})"
 
 
 def _comparison(difference: Numbers, numbers: Numbers) -> str:
