@@ -716,6 +716,8 @@ def test_a_summary_names_the_best_arm_and_those_that_differ():
 
 def test_many_comparisons_are_summed_up_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "MOST_SENTENCES", 1)
+    monkeypatch.setattr(page.blocks, "curves", lambda *_: [])
+    monkeypatch.setattr(page.blocks, "learned_blocks", lambda *_: [])
     made = [make_run(tmp_path / a, arm=a) for a in ("scratch", "b", "c")]
     found = Page(page.make_page(made, baseline=None))
     assert "All 2 comparisons" in found.text
