@@ -65,6 +65,25 @@ def test_curves_are_the_mean_and_range_at_common_steps(tmp_path, drawn):
     assert _is_png(path)
 
 
+def test_many_noisy_lines_are_means_of_steps_with_one_legend(tmp_path, drawn):
+    text = "step,loss\n" + "".join(f"{s},{s + s % 2}\n" for s in range(80))
+    files = {f"arm {n}": [_csv(tmp_path / f"{n}.csv", text)] for n in range(10)}
+    figures.training_curves(tmp_path / "c.png", files, columns={"loss": "loss"})
+    (axes,) = drawn[0].axes
+    lines = axes.get_lines()
+    assert len({(x.get_color(), x.get_linestyle()) for x in lines}) == 10
+    points = lines[0].get_xydata()
+    assert len(points) == 40
+    np.testing.assert_allclose(points[:2], [[0, 1], [2, 3]])
+    (legend,) = drawn[0].legends
+    assert [t.get_text() for t in legend.get_texts()] == list(files)
+    assert axes.get_legend() is None
+    frame = legend.get_window_extent()
+    assert frame.x0 >= 0 and frame.x1 <= drawn[0].bbox.width
+    assert axes.get_window_extent().y0 > frame.y1
+    assert axes.get_window_extent().height > 200
+
+
 def test_runs_with_other_epochs_are_interpolated(tmp_path, drawn):
     a = _csv(tmp_path / "a.csv", "step,dice\n4,0.0\n8,0.4\n12,0.6\n")
     b = _csv(tmp_path / "b.csv", "step,dice\n6,0.2\n12,0.8\n")
@@ -178,7 +197,7 @@ def test_names_with_dollars_are_no_formulas(tmp_path, drawn):
         columns={"loss": "loss"},
         log_scale=("loss",),
     )
-    (entry,) = drawn[0].axes[0].get_legend().get_texts()
+    (entry,) = drawn[0].legends[0].get_texts()
     assert entry.get_text() == name and not entry.get_parse_math()
     assert (tmp_path / "c.svg").read_bytes().startswith(b"<?xml")
 
@@ -238,11 +257,13 @@ def test_label_efficiency_shows_every_mean_with_its_interval(tmp_path, drawn):
     assert not len(empty[0].get_ydata())
     ticks = [tick.get_text() for tick in axes.get_xticklabels()]
     assert ticks == ["2", "6", "all (79.8)"]
-    said = [text.get_text() for text in axes.texts]
-    assert said == ["100% of full supervision", "90% of full supervision"]
+    dotted = [y for line in axes.get_lines()[-2:] for y in set(line.get_ydata())]
+    np.testing.assert_allclose(dotted, [0.8, 0.72])
     (legend,) = drawn[0].legends
     assert [t.get_text() for t in legend.get_texts()] == ["scratch", "pcl", "empty"]
-    assert "95% interval over patients" in legend.get_title().get_text()
+    said = legend.get_title().get_text()
+    assert "95% interval over patients" in said
+    assert "dotted: 100%, 90% of full supervision of scratch" in said
     assert _is_png(path)
 
 

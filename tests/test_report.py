@@ -5,6 +5,7 @@ import html.parser
 import itertools
 import json
 import re
+import shutil
 import statistics
 
 import numpy as np
@@ -14,12 +15,22 @@ from test_tables import write_run
 from test_tfds_store import make_volume, write
 
 from pclseg import diagnostics
-from pclseg.cli import report
+from pclseg.cli import figures as figures_command
+from pclseg.cli import report, table
 from pclseg.data import volume
 from pclseg.data.volume_file import write_label
 from pclseg.errors import UserError
 from pclseg.files import write_json
-from pclseg.reports import artifacts, comparison, page, repeat, runs, sentences
+from pclseg.reports import (
+    artifacts,
+    comparison,
+    page,
+    repeat,
+    runs,
+    sentences,
+    sources,
+    stages,
+)
 
 NAMES = ("RV", "LV")
 ARMS = ("scratch", "pcl")
@@ -64,7 +75,11 @@ def make_run(folder, *, arm, labelled=2, fold=0, seed=0, rename=str, name="acdc"
     config = json.loads((folder / "config.json").read_text())
     config["stages"] = ["pretrain"] * pretrained + ["finetune"]
     config["data"]["name"] = name
-    config["finetune"] |= {"data": {"subset": "labelled"}, "lr": 0.1}
+    config["finetune"] |= {
+        "init_from": "pretrain" * pretrained,
+        "data": {"subset": "labelled"},
+        "lr": 0.1,
+    }
     if pretrained:
         config["pretrain"] = {
             "data": {"subset": "train"},
@@ -288,8 +303,8 @@ def test_the_page_says_how_to_repeat_the_runs(workdirs, parsed):
         *(("2", "0"), ("2", "1"), ("6", "0"), ("6", "1"))
     ]
     assert drawn[0]["labelled patients"] == "t0, t1"
-    (different,) = parsed.table("Settings in which the arms differ")
-    assert different["config"] == "stages"
+    different = parsed.table("Settings in which the arms differ")
+    assert [line["config"] for line in different] == ["stages", "finetune.init_from"]
 
 
 def test_prepared_volumes_that_are_gone_are_told(parsed):
@@ -473,12 +488,242 @@ def test_arms_are_compared_in_the_stages_that_they_have(tmp_path):
     arms = ("scratch", "pcl", "gcl")
     made = {arm: make_run(tmp_path / arm, arm=arm) for arm in arms}
     change(made["gcl"], lambda config: config["pretrain"]["method"].update(parts=4))
-    sources = {arm: repeat.read_source(path) for arm, path in made.items()}
-    assert repeat.config_differences(sources).rows == (
+    read = {arm: sources.read_source(path) for arm, path in made.items()}
+    assert repeat.config_differences(read).rows == (
         ("stages", '["finetune"]', *['["pretrain", "finetune"]'] * 2),
+        ("finetune.init_from", '""', '"pretrain"', '"pretrain"'),
         ("pretrain.method.name", "", '"pcl"', '"gcl"'),
         ("pretrain.method.parts", "", "", "4"),
     )
+
+
+def make_grid(out, arms=("scratch", "pcl"), counts=(2, 6)):
+    """{(arm, labelled): run} of a grid; all but the first arm share a pre-training."""
+    made = {}
+    for arm, labelled in itertools.product(arms, counts):
+        folder = make_run(
+            out / "runs" / f"{arm}_{labelled}", arm=arm, labelled=labelled
+        )
+        made[arm, labelled] = folder
+        earlier = out / "pretrain" / "first"
+        if arm != arms[0]:
+            move_pretraining(folder, earlier)
+            point(folder, earlier / "pretrain")
+    return made
+
+
+def move_pretraining(folder, earlier):
+    """Makes the pre-training of a run one of a run of its own."""
+    if earlier.exists():
+        shutil.rmtree(folder / "pretrain")
+    else:
+        shutil.copytree(folder, earlier)
+        for name in ("summary.json", "cases.csv"):
+            (earlier / name).unlink()
+        shutil.rmtree(earlier / "finetune")
+        shutil.rmtree(folder / "pretrain")
+        change(earlier, lambda config: config.update(stages=["pretrain"]))
+        starts = json.loads((earlier / "run.json").read_text())
+        command = ["main.py", f"--workdir={earlier}"]
+        write_json(earlier / "run.json", [starts[0] | {"command": command}])
+    change(folder, lambda config: config.update(stages=["finetune"]))
+
+
+def point(folder, place):
+    change(folder, lambda config: config["finetune"].update(init_from=str(place)))
+
+
+def test_a_grid_is_shown_as_if_every_run_had_pretrained_itself(tmp_path):
+    made = make_grid(tmp_path / "g", arms=("scratch", "pcl", "pcl_tcsm"))
+    change(
+        made["pcl", 2],
+        lambda config: config["pretrain"]["method"].update(name="unused"),
+    )
+    found = Page(page.make_page(list(made.values()), baseline=None))
+    headings = re.findall(r"finetune, M = \d+|pretrain of .*", found.text)
+    assert "pretrain of pcl, pcl_tcsm" in headings
+    rows = found.table("Embeddings of held-out slices")
+    assert [row["arm"] for row in rows] == ["pcl, pcl_tcsm"] * 2
+    alts = [tag["alt"] for name, tag in found.tags if name == "img"]
+    shared = [alt for alt in alts if alt.startswith("loss") and "in pretrain" in alt]
+    assert [alt.partition("lines: ")[2] for alt in shared] == ["pcl, pcl_tcsm."]
+    (versions,) = found.table("Versions")
+    assert versions["runs"] == "7"
+    command = f"python -m pclseg.main --workdir={tmp_path}/g/pretrain/first"
+    assert found.text.count(command) == 1
+    assert "Commands of all 6 runs and of 1 that they start from" in found.text
+    settings = {
+        row["config"]: row for row in found.table("Settings in which the arms differ")
+    }
+    assert settings["stages"]["pcl"] == '["pretrain", "finetune"]'
+    assert settings["finetune.init_from"]["pcl_tcsm"] == '"pretrain"'
+    assert "unused" not in found.text and "moved, deleted" not in found.text
+
+
+def test_stages_are_followed_through_several_runs(tmp_path):
+    last, middle, first = (
+        make_run(tmp_path / name, arm="pcl") for name in ("last", "middle", "first")
+    )
+    change(last, lambda config: config.update(stages=["finetune"]))
+    change(middle, lambda config: config.update(stages=["local"]))
+    local = {"data": {"subset": "train"}, "init_from": str(first / "pretrain")}
+    change(middle, lambda config: config.update(local=local))
+    point(last, middle / "local")
+    found = stages.stages_of(last)
+    assert {name: stage.folder for name, stage in found.items()} == {
+        "pretrain": first / "pretrain",
+        "local": middle / "local",
+        "finetune": last / "finetune",
+    }
+    starts = [stage.config and stage.config["init_from"] for stage in found.values()]
+    assert starts == ["", "pretrain", "local"]
+
+
+def test_a_stage_called_as_a_later_one_keeps_apart(tmp_path):
+    first, last = (make_run(tmp_path / name, arm="pcl") for name in ("first", "last"))
+    change(
+        last,
+        lambda config: config["pretrain"].update(init_from=str(first / "pretrain")),
+    )
+    found = stages.stages_of(last)
+    assert list(found) == ["earlier pretrain", "pretrain", "finetune"]
+    assert found["earlier pretrain"].folder == first / "pretrain"
+    assert found["finetune"].source == last / "pretrain"
+    change(
+        first,
+        lambda config: config["pretrain"].update(init_from=str(last / "pretrain")),
+    )
+    assert len(stages.stages_of(last)) == 3  # and does not run in circles
+
+
+def test_a_study_that_was_moved_is_found_from_its_runs(tmp_path, monkeypatch):
+    made = make_grid(tmp_path / "moved")
+    run = made["pcl", 2]
+    starts = json.loads((run / "run.json").read_text())
+    for words in (["--workdir=old/runs/pcl_2"], ["--workdir", "old/runs/pcl_2"]):
+        write_json(run / "run.json", [starts[0] | {"command": ["main.py", *words]}])
+        point(run, "old/pretrain/first/pretrain")
+        place = stages.stages_of(run)["pretrain"].folder
+        assert place == tmp_path / "moved" / "pretrain" / "first" / "pretrain"
+    (run / "run.json").unlink()  # now only from the folder of the command
+    assert stages.stages_of(run)["pretrain"].config is None
+    (tmp_path / "moved").rename(tmp_path / "old")
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "old" / "runs" / "pcl_2"
+    assert stages.stages_of(run)["pretrain"].config is not None
+
+
+@pytest.mark.parametrize("imported", [True, False])
+def test_what_is_gone_is_told_in_one_line(tmp_path, imported):
+    made = make_grid(tmp_path)
+    shutil.rmtree(tmp_path / "pretrain" / "first")
+    place = tmp_path / "pretrain" / "first" / "pretrain"
+    if imported:
+        place.mkdir(parents=True)
+        write_json(place / "import.json", {})
+    found = Page(page.make_page(list(made.values()), baseline=None))
+    line = f"What pcl started from is in no run directory ({place}: moved, deleted,"
+    assert line in found.text
+    assert "What pre-training learned" not in found.text
+    assert "finetune, M = 2" in found.text
+
+
+def test_data_of_an_earlier_run_that_is_other_data_is_a_setting(tmp_path):
+    made = make_grid(tmp_path, counts=(2,))
+    earlier = tmp_path / "pretrain" / "first"
+    change(earlier, lambda config: config["data"].update(name="chd"))
+    read = sources.read_source(made["pcl", 2])
+    assert sources.flat(read.config)["pretrain.earlier.data.name"] == "chd"
+    (record,) = sources.earlier_runs([read])
+    assert record.dataset == "chd"
+    assert not list(repeat.notes([read], [record]))
+
+
+def test_figures_of_a_shared_pretraining_are_drawn_once(tmp_path, monkeypatch):
+    made = list(make_grid(tmp_path / "g", arms=("scratch", "pcl", "pcl_tcsm")).values())
+    drawn = {}
+    monkeypatch.setattr(
+        figures_command.figures,
+        "training_curves",
+        lambda path, files, **_: drawn.update({path.name: files}),
+    )
+    figures_command.draw_curves(made, tmp_path / "out")
+    pretrain = drawn["pretrain_metrics.png"]
+    assert {name: len(files) for name, files in pretrain.items()} == {
+        "pcl, pcl_tcsm": 1,
+        "pcl_tcsm": 0,
+    }
+    assert set(drawn["finetune_metrics.png"]) == {
+        f"{arm}, M = {count}"
+        for arm in ("scratch", "pcl", "pcl_tcsm")
+        for count in (2, 6)
+    }
+    (path,) = figures_command.diagnostics_files(made)
+    assert list(figures_command.draw_embeddings(path, tmp_path)) == ["first_pretrain"]
+
+
+def test_a_pretraining_and_a_grid_are_told_what_to_give_instead(tmp_path, capsys):
+    made = make_grid(tmp_path)
+    write_json(tmp_path / "manifest.json", {})
+    wanted = {
+        tmp_path / "pretrain" / "first": "is a pre-training and has no scores; give the"
+        " runs that start from it",
+        tmp_path
+        / "pretrain": f"part of a grid; give the runs of the grid, {tmp_path}/",
+        tmp_path: "part of a grid",
+        tmp_path / "manifest.json": "part of a grid",
+    }
+    for given, message in wanted.items():
+        for command in (report, table):
+            assert command.main([str(made["pcl", 2]), str(given)]) == 1
+            _, error = capsys.readouterr()
+            assert error.count("\n") == 1 and message in error
+
+
+def comparison_of(means, labelled):
+    """Differences of arms: {arm: (mean, Holm p)}."""
+    return [
+        {
+            "arm": arm,
+            "labelled": labelled,
+            "overall": {
+                **{"mean": mean, "p_holm": p, "n": 8, "patients": 8},
+                **{"interval": [mean - 0.01, mean + 0.01], "better": 6, "worse": 2},
+            },
+        }
+        for arm, (mean, p) in means.items()
+    ]
+
+
+def test_a_summary_names_the_best_arm_and_those_that_differ():
+    means = {"a": (0.1, 0.01), "b": (0.2, 0.001), "c": (-0.3, 0.01), "d": (0.15, 0.2)}
+    differences = [*comparison_of(means, 2), *comparison_of({"a": (0.1, 0.01)}, 0)]
+    groups = [
+        {"arm": arm, "labelled": labelled, "overall": {"mean": 0.5}}
+        for arm, labelled in itertools.product(["scratch", *means], (2, 0))
+    ]
+    numbers = {
+        "baseline": "scratch",
+        "bootstrap": {"level": 0.95},
+        "metrics": {"dice": {"groups": groups, "differences": differences}},
+    }
+    few, every = sentences.summaries(numbers)
+    assert few.startswith("With 2 labelled patients, b reaches")
+    assert "It is the best of 4 arms compared with scratch." in few
+    assert few.endswith("2 are better (a, b) and 1 is worse (c).")
+    assert every == sentences.comparisons(numbers)[-1]  # one arm: nothing to sum up
+
+
+def test_many_comparisons_are_summed_up_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "MOST_SENTENCES", 1)
+    monkeypatch.setattr(page.blocks, "curves", lambda *_: [])
+    monkeypatch.setattr(page.blocks, "learned_blocks", lambda *_: [])
+    made = [make_run(tmp_path / a, arm=a) for a in ("scratch", "b", "c")]
+    found = Page(page.make_page(made, baseline=None))
+    assert "All 2 comparisons" in found.text
+    (summed,) = re.findall("It is the best of 2 arms", found.text)
+    assert found.text.count("over the same cases the difference is") == 3
+    assert ("details", {"class": "printed"}) in found.tags
 
 
 def test_settings_of_an_arm_that_vary_and_commits_are_noted(tmp_path):
@@ -487,7 +732,7 @@ def test_settings_of_an_arm_that_vary_and_commits_are_noted(tmp_path):
     starts = json.loads((made[0] / "run.json").read_text())
     write_json(made[0] / "run.json", [starts[0] | {"commit": "abc-dirty"}])
     write_json(made[0] / "dataset.json", {"fingerprint": "other"})
-    notes = " ".join(repeat.notes([repeat.read_source(path) for path in made]))
+    notes = " ".join(repeat.notes([sources.read_source(path) for path in made], []))
     assert "The runs of pcl differ in finetune.lr." in notes
     assert "several commits: 0123456789ab, abc-dirty" in notes
     assert "(-dirty)" in notes and "several fingerprints" in notes

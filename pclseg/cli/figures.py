@@ -16,6 +16,7 @@ from pclseg.errors import UserError
 from pclseg.reports import artifacts, comparison, figures
 from pclseg.reports.artifacts import Curve
 from pclseg.reports.runs import read_run, shown
+from pclseg.reports.stages import merged, read_run_config, stages_of, uses_labels
 
 log = logging.getLogger("pclseg.figures")  # also when run as __main__
 T = TypeVar("T")
@@ -52,13 +53,15 @@ def draw(workdirs: Sequence[Path], out: Path, *, baseline: str | None) -> None:
         UserError: a folder is no run, its prepared volumes are gone, or two runs have
             the same name.
     """
-    _check_names(workdirs)
+    diagnostics = diagnostics_files(workdirs)
+    _check_names([*workdirs, *(path.parents[1] for path in diagnostics)])
     draw_label_efficiency(workdirs, out, baseline=baseline)
     draw_curves(workdirs, out)
-    learned: dict[str, Curve] = {}
     for workdir in workdirs:
         draw_cases(workdir, out)
-        learned |= draw_embeddings(workdir, out)
+    learned: dict[str, Curve] = {}
+    for path in diagnostics:
+        learned |= draw_embeddings(path, out)
     if len(learned) > 1:
         figures.similarity_against_distance(out / "similarity.png", learned)
         log.info("%s", out / "similarity.png")
@@ -66,7 +69,7 @@ def draw(workdirs: Sequence[Path], out: Path, *, baseline: str | None) -> None:
 
 def _check_names(workdirs: Sequence[Path]) -> None:
     """Raises UserError where two runs would write the same files."""
-    names = Counter(workdir.resolve().name for workdir in workdirs)
+    names = Counter(path.name for path in {w.resolve() for w in workdirs})
     name, count = names.most_common(1)[0]
     if count > 1:
         raise UserError(
@@ -97,21 +100,25 @@ def draw_label_efficiency(
 def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
     """One picture a stage and CSV file, the runs of an arm as mean and range.
 
-    Where the runs have several numbers of labels, these have lines of their own.
+    Where the runs have several numbers of labels, these have lines of their own in the
+    stages that depend on it.
     """
-    configs = {workdir: artifacts.read_run_config(workdir) for workdir in workdirs}
+    configs = {workdir: read_run_config(workdir) for workdir in workdirs}
     labelled = {w: config["data"]["split"]["labelled"] for w, config in configs.items()}
     several = len(set(labelled.values())) > 1
     for name, columns in figures.CURVES.items():
-        sources: dict[str, dict[str, list[Path]]] = defaultdict(dict)
+        lines: dict[str, dict[str, dict[Path, Path]]] = defaultdict(dict)
         for workdir, config in configs.items():
-            count = f", M = {shown(labelled[workdir])}" if several else ""
-            for stage, path in artifacts.stage_files(workdir, name).items():
-                line = sources[stage].setdefault(f"{config['arm']}{count}", [])
-                line.append(path)
-        for stage, arms in sources.items():
-            path = out / f"{stage}_{Path(name).stem}.png"
-            figures.training_curves(path, arms, columns=columns, log_scale=("loss",))
+            for stage, trained in stages_of(workdir).items():
+                if path := trained.file(name):
+                    counted = several and uses_labels(trained.config or {})
+                    count = f", M = {shown(labelled[workdir])}" if counted else ""
+                    line = lines[stage].setdefault(f"{config['arm']}{count}", {})
+                    line.setdefault(path.resolve(), path)  # a shared stage once
+        for stage, found in lines.items():
+            path = out / f"{stage.replace(' ', '_')}_{Path(name).stem}.png"
+            files = merged({arm: list(paths.values()) for arm, paths in found.items()})
+            figures.training_curves(path, files, columns=columns, log_scale=("loss",))
             log.info("%s", path)
 
 
@@ -126,28 +133,33 @@ def draw_cases(workdir: Path, out: Path) -> None:
         log.info("%s", path)
 
 
-def draw_embeddings(workdir: Path, out: Path) -> dict[str, Curve]:
-    """Of every stage with diagnostics: similarity against distance, and map.
+def diagnostics_files(workdirs: Sequence[Path]) -> list[Path]:
+    """Of all stages behind the runs, shared ones once."""
+    stages = (stage for workdir in workdirs for stage in stages_of(workdir).values())
+    files = (stage.file("diagnostics.json") for stage in stages)
+    return list({path.resolve(): path for path in files if path}.values())
+
+
+def draw_embeddings(path: Path, out: Path) -> dict[str, Curve]:
+    """Similarity against distance, and map, of a stage's diagnostics.
 
     Returns:
         {run and stage: similarity against distance after the training}.
     """
-    learned = {}
-    for stage, path in artifacts.stage_files(workdir, "diagnostics.json").items():
-        found = artifacts.read_diagnostics(path)
-        stem = f"{workdir.resolve().name}_{stage}"
-        figures.similarity_against_distance(
-            out / f"{stem}_similarity.png", _named(found.similarity, stage)
-        )
-        figures.embedding_map(
-            out / f"{stem}_map.png",
-            _named(found.maps, stage),
-            found.position,
-            found.patient,
-        )
-        learned[stem] = found.similarity["after"]
-        log.info("%s: %s", out / stem, found.measures)
-    return learned
+    found = artifacts.read_diagnostics(path)
+    stage = path.parent.name
+    stem = f"{path.parents[1].resolve().name}_{stage}"
+    figures.similarity_against_distance(
+        out / f"{stem}_similarity.png", _named(found.similarity, stage)
+    )
+    figures.embedding_map(
+        out / f"{stem}_map.png",
+        _named(found.maps, stage),
+        found.position,
+        found.patient,
+    )
+    log.info("%s: %s", out / stem, found.measures)
+    return {stem: found.similarity["after"]}
 
 
 def _named(found: Mapping[str, T], stage: str) -> dict[str, T]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,27 +35,6 @@ class Diagnostics:
     maps: dict[str, Map]
     position: np.ndarray
     patient: np.ndarray
-
-
-def read_run_config(workdir: Path) -> dict[str, Any]:
-    """`config.json` of a run.
-
-    Raises:
-        UserError: the folder is no run.
-    """
-    if not (workdir / "config.json").is_file():
-        raise UserError(
-            f"{workdir} is no run directory: it has no config.json; give the --workdir"
-            " of a training."
-        )
-    return read_json(workdir / "config.json")
-
-
-def stage_files(workdir: Path, name: str) -> dict[str, Path]:
-    """{stage: its file `name`} of the stages that have one, in their order."""
-    stages = read_run_config(workdir)["stages"]
-    files = {stage: workdir / stage / name for stage in stages}
-    return {stage: path for stage, path in files.items() if path.is_file()}
 
 
 def read_diagnostics(path: Path) -> Diagnostics:

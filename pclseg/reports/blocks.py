@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from pclseg.reports import artifacts, figures
 from pclseg.reports.artifacts import Diagnostics
 from pclseg.reports.comparison import Numbers
 from pclseg.reports.pictures import Picture, picture
-from pclseg.reports.repeat import Source
 from pclseg.reports.runs import label, shown
+from pclseg.reports.sources import Source
+from pclseg.reports.stages import Stage, merged, uses_labels
 from pclseg.reports.tables import Table
 
 MEASURES = {  # key of the diagnostics: title
@@ -30,7 +32,8 @@ MEASURES = {  # key of the diagnostics: title
 class Learned:
     """The diagnostics of one stage of one run."""
 
-    name: str  # of the arm and, where it has several such stages, the stage
+    arm: str  # the first that has it
+    name: str  # of all arms that share it and, where these have several, the stage
     source: Source
     stage: str
     found: Diagnostics
@@ -62,34 +65,34 @@ def label_efficiency(numbers: Numbers) -> Picture | None:
 
 def curves(cells: Sequence[Source], arms: Sequence[str]) -> Iterator[Block]:
     """Of every stage; where it learns from labels, of every label count."""
-    most = max(cells, key=lambda source: len(source.config["stages"]))
-    stages = dict.fromkeys(most.config["stages"])
-    stages |= dict.fromkeys(name for s in cells for name in s.config["stages"])
-    for stage in stages:
-        groups: dict[str, dict[str, Source]] = {}
+    for name in _stage_names(cells):
+        groups: dict[str, dict[str, Stage]] = {}
         for source in cells:
-            if stage in source.config["stages"]:
+            stage = source.stages.get(name)
+            if stage is not None and stage.config is not None:
                 count = f", M = {shown(source.run['labelled'])}"
-                about = f"{stage}{count if _uses_labels(source, stage) else ''}"
-                groups.setdefault(about, {}).setdefault(label(source.run), source)
+                about = f"{name}{count if uses_labels(stage.config) else ''}"
+                groups.setdefault(about, {}).setdefault(label(source.run), stage)
         for about, lines in groups.items():
-            pictures = list(_stage_curves(stage, lines, arms, about=about))
+            pictures = list(_stage_curves(lines, arms, about=about))
             if pictures:
                 yield Block(title=about, pictures=pictures)
 
 
-def _uses_labels(source: Source, stage: str) -> bool:
-    return source.config[stage]["data"]["subset"] != "train"
+def _stage_names(cells: Sequence[Source]) -> list[str]:
+    most = max(cells, key=lambda source: len(source.stages))
+    rest = (name for source in cells for name in source.stages)
+    return list(dict.fromkeys([*most.stages, *rest]))
 
 
 def _stage_curves(
-    stage: str, lines: Mapping[str, Source], arms: Sequence[str], *, about: str
+    lines: Mapping[str, Stage], arms: Sequence[str], *, about: str
 ) -> Iterator[Picture]:
     for name, columns in figures.CURVES.items():
-        paths = {arm: source.workdir / stage / name for arm, source in lines.items()}
+        paths = {arm: stage.file(name) for arm, stage in lines.items()}
         # All arms, so that one has the same colour in all figures.
-        files = {arm: [paths[arm]] if _there(paths.get(arm)) else [] for arm in arms}
-        drawn = [arm for arm in arms if files[arm]]
+        files = merged({arm: [p] if (p := paths.get(arm)) else [] for arm in arms})
+        drawn = [arm for arm in files if files[arm]]
         for column, axis in columns.items() if drawn else ():
             yield picture(
                 functools.partial(
@@ -99,30 +102,37 @@ def _stage_curves(
                     log_scale=("loss",),
                 ),
                 alt=f"{axis} against the optimizer step in {about}; lines:"
-                f" {', '.join(drawn)}.",
+                f" {'; '.join(drawn)}.",
                 caption=f"{axis}, {about}",
             )
 
 
-def _there(path: Path | None) -> bool:
-    return path is not None and path.is_file()
-
-
-def learned_of(cells: Sequence[Source]) -> Iterator[Learned]:
-    """Of every arm the first run with diagnostics."""
-    seen = set()
+def learned_of(cells: Sequence[Source]) -> list[Learned]:
+    """Of every arm and stage the first run with diagnostics; shared ones once."""
+    first: dict[tuple[str, str], tuple[Source, Path]] = {}
     for source in cells:
-        arm = label(source.run)
-        files = artifacts.stage_files(source.workdir, "diagnostics.json")
-        for stage, path in files.items():
-            if (arm, stage) not in seen:
-                seen.add((arm, stage))
-                yield Learned(
-                    name=arm if len(files) == 1 else f"{arm}, {stage}",
-                    source=source,
-                    stage=stage,
-                    found=artifacts.read_diagnostics(path),
-                )
+        for stage, trained in source.stages.items():
+            if path := trained.file("diagnostics.json"):
+                first.setdefault((label(source.run), stage), (source, path))
+    stages_of_arm = Counter(arm for arm, _ in first)
+    shared: dict[Path, list[tuple[str, str]]] = {}
+    for key, (_, path) in first.items():
+        shared.setdefault(path.resolve(), []).append(key)
+    found = []
+    for keys in shared.values():
+        arm, stage = keys[0]
+        source, path = first[arm, stage]
+        arms = ", ".join(arm for arm, _ in keys)
+        found.append(
+            Learned(
+                arm=arm,
+                name=arms if stages_of_arm[arm] == 1 else f"{arms}, {stage}",
+                source=source,
+                stage=stage,
+                found=artifacts.read_diagnostics(path),
+            )
+        )
+    return found
 
 
 def measures(learned: Sequence[Learned]) -> Table | None:
@@ -145,8 +155,12 @@ def learned_blocks(learned: Sequence[Learned], arms: Sequence[str]) -> Iterator[
     """All arms together, then each with its maps."""
     if len(learned) > 1:
         none = np.zeros(0)
-        after = {arm: (none, none, none) for arm in arms}
-        after |= {each.name: each.found.similarity["after"] for each in learned}
+        after: dict[str, artifacts.Curve] = {}
+        for arm in arms:
+            own = [each for each in learned if each.arm == arm]
+            after |= {each.name: each.found.similarity["after"] for each in own}
+            if not own:  # keeps the colours of the others
+                after[arm] = (none, none, none)
         yield Block(
             title="All arms after pre-training",
             pictures=[_similarity(after, "after pre-training")],
@@ -154,7 +168,7 @@ def learned_blocks(learned: Sequence[Learned], arms: Sequence[str]) -> Iterator[
     for each in learned:
         both = {f"{w} {each.stage}": c for w, c in each.found.similarity.items()}
         yield Block(
-            title=f"{each.stage} of {each.source.name}",
+            title=f"{each.stage} of {each.name}",
             pictures=[
                 _similarity(both, each.name),
                 *(_map(each, when) for when in each.found.maps),

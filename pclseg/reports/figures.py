@@ -5,6 +5,7 @@ Every function writes one file, in the format of its suffix: .png, .svg or .webp
 
 import csv
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,17 @@ LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP"
 DPI = 120
 MOST_IN_LEGEND = 10
+FEW_LINES = 4  # that can be followed where they are noisy
+MOST_POINTS = 40  # of a line among many
 CURVES = {  # file of a stage: {column: axis label}
     "metrics.csv": {"loss": "loss", "learning_rate": "learning rate"},
     "validation.csv": {"dice_pooled": "validation Dice, pooled"},
 }
 DODGE = 0.08  # of the distance between neighbouring label counts
+MOST_DODGED = 0.5  # of it, by all arms together
+CHARACTERS_PER_INCH = 12  # of a legend
+LINE_IN_LEGEND, BETWEEN_COLUMNS = 7, 3  # characters
+ROW_INCHES = 0.21  # of a legend
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,8 @@ def training_curves(
     Several files of an arm (folds, seeds) make the line of their mean, in a band from
     the least to the greatest, over the stretch of steps that all of them have. Where
     one lacks a step of another, since their epochs differ, it is interpolated; dots
-    mark few steps that all have.
+    mark few steps that all have. Where there are many lines, each is drawn through
+    means of consecutive steps, as their noise would hide one behind the other.
 
     Args:
         path: of the figure.
@@ -81,7 +89,7 @@ def training_curves(
         UserError: a file cannot be read, or no file has one of the columns.
     """
     tables = {arm: [_read_rows(Path(f)) for f in fs] for arm, fs in sources.items()}
-    figure = _figure(5.0 * len(columns), 3.6)
+    figure = _figure(5.0 * len(columns), 3.4)
     all_axes = np.atleast_1d(figure.subplots(1, len(columns)))
     for axes, (column, axis_label) in zip(all_axes, columns.items(), strict=True):
         drawn = False
@@ -93,6 +101,8 @@ def training_curves(
             values = np.array(
                 [np.interp(steps, list(s), list(s.values())) for s in series]
             )
+            if len(tables) > FEW_LINES:
+                steps, values = _calmed(steps, values)
             few = len(steps) < 30 and all(step in s for s in series for step in steps)
             style = _line_style(number) | {"marker": "." if few else None}
             name = arm if len(values) == 1 else f"{arm} (mean, range of {len(values)})"
@@ -114,7 +124,7 @@ def training_curves(
         if column in log_scale and 0 < 10 * low < high:
             _set_log_scale(axes)
         _plain(axes)
-        axes.legend(frameon=False)
+    _legend_of_lines(figure, title=None)
     _save(figure, path)
 
 
@@ -162,7 +172,7 @@ def similarity_against_distance(
             `evaluation.embeddings.similarity_curve` returns them. One without pairs has
             no line, but the colours go on as if it had.
     """
-    figure = _figure(5.6, 3.8)
+    figure = _figure(5.6, 3.4)
     axes = figure.subplots()
     for number, (name, (distance, mean, n)) in enumerate(curves.items()):
         filled = n > 0  # a bin without pairs leaves no gap in the line
@@ -185,7 +195,7 @@ def similarity_against_distance(
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     _plain(axes)
     if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", frameon=False)
+        _legend_of_lines(figure, title=None)
     _save(figure, path)
 
 
@@ -209,15 +219,26 @@ def label_efficiency(
         for point in curve["points"]
     }
     order = sorted(counts, key=counts.__getitem__)
-    figure = _figure(5.6, 4.2)
+    figure = _figure(6.6, 4.2)
     axes = figure.subplots()
+    dodge = min(DODGE, MOST_DODGED / len(curves))
     for number, curve in enumerate(curves):
-        shift = (number - (len(curves) - 1) / 2) * DODGE
+        shift = (number - (len(curves) - 1) / 2) * dodge
         places = {labelled: place + shift for place, labelled in enumerate(order)}
         _draw_efficiency(axes, curve, places, number)
+    title = f"mean over folds, bars: {level:.0%} interval over patients"
     if efficiency["full"] is not None:
-        for share in (1.0, *efficiency["shares"]):
-            _draw_share(axes, share, efficiency["full"])
+        shares = sorted((1.0, *efficiency["shares"]), reverse=True)
+        # Named in the title: names at the lines overlap where these lie close.
+        title += f"\ndotted: {', '.join(map('{:.0%}'.format, shares))}"
+        title += f" of full supervision of {curves[0]['arm']}"
+        for share in shares:
+            axes.axhline(
+                share * efficiency["full"],
+                color="0.4",
+                linestyle=(0, (1, 3)),
+                linewidth=0.9,
+            )
     names = [str(m) if m else f"all ({counts[m]:.3g})" for m in order]
     axes.set_xticks(range(len(order)), names)
     axes.set(
@@ -226,12 +247,7 @@ def label_efficiency(
         xlim=(-0.5, len(order) - 0.5),
     )
     _plain(axes)
-    figure.legend(
-        loc="outside lower center",
-        frameon=False,
-        ncols=min(len(curves), 4),
-        title=f"mean over folds, bars: {level:.0%} interval over patients",
-    )
+    _legend_of_lines(figure, title=title)
     _save(figure, path)
 
 
@@ -312,6 +328,19 @@ def _shared_steps(series: Sequence[Mapping[int, float]]) -> list[int]:
     return sorted({step for s in series for step in s if first <= step <= last})
 
 
+def _calmed(steps: Sequence[int], values: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """At most MOST_POINTS means over consecutive steps, at the middle one.
+
+    Args:
+        steps: [S] ascending.
+        values: [runs, S].
+    """
+    parts = min(MOST_POINTS, len(steps))
+    middles = [int(np.median(part)) for part in np.array_split(steps, parts)]
+    means = [part.mean(axis=1) for part in np.array_split(values, parts, axis=1)]
+    return middles, np.stack(means, axis=1)
+
+
 def _slices_to_show(case: Overlay, count: int) -> list[int]:
     filled = np.flatnonzero(((case.label > 0) | (case.prediction > 0)).any(axis=(1, 2)))
     candidates = filled if len(filled) else np.arange(len(case.image))
@@ -387,19 +416,6 @@ def _draw_efficiency(
     )
 
 
-def _draw_share(axes: "Axes", share: float, full: float) -> None:
-    axes.axhline(share * full, color="0.4", linestyle=(0, (1, 3)), linewidth=0.9)
-    axes.annotate(
-        f"{share:.0%} of full supervision",
-        (0, share * full),
-        xycoords=("axes fraction", "data"),
-        xytext=(4, 2),
-        textcoords="offset points",
-        fontsize=7,
-        color="0.3",
-    )
-
-
 def _scatter_patients(
     axes: "Axes", points: np.ndarray, patient: np.ndarray, dots: dict[str, Any]
 ) -> None:
@@ -417,6 +433,30 @@ def _scatter_patients(
         axes.scatter(
             *own.T, color=colour, marker=MARKERS[i % len(MARKERS)], label=name, **dots
         )
+
+
+def _legend_of_lines(figure: "Figure", *, title: str | None) -> None:
+    """Below the panels; what is in several of them stands there once."""
+    entries = {
+        name: line
+        for axes in figure.axes
+        for line, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    longest = max(map(len, entries))
+    room = figure.get_figwidth() * CHARACTERS_PER_INCH + BETWEEN_COLUMNS
+    fitting = int(room // (longest + LINE_IN_LEGEND + BETWEEN_COLUMNS))
+    columns = min(max(1, fitting), len(entries))
+    rows = math.ceil(len(entries) / columns)
+    figure.set_figheight(figure.get_figheight() + ROW_INCHES * rows)
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        title=title,
+        frameon=False,
+        handlelength=3.5,  # long enough to tell dashes apart
+    )
 
 
 def _legend_below(figure: "Figure", entries: Sequence[tuple[str, str, Any]]) -> None:

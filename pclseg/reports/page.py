@@ -9,12 +9,13 @@ import jinja2
 from pclseg.errors import UserError
 from pclseg.files import write_text
 from pclseg.reports import blocks, comparison, repeat, sentences, tables
-from pclseg.reports.blocks import Learned
+from pclseg.reports.blocks import Block, Learned
 from pclseg.reports.comparison import Numbers
-from pclseg.reports.repeat import Source
 from pclseg.reports.runs import label, shown
+from pclseg.reports.sources import Source, earlier_runs, missing, read_source
 
 MOST_BYTES = 20_000_000  # of a page that can be mailed
+MOST_SENTENCES = 12  # on the result
 
 
 def write_page(out: Path, workdirs: Sequence[Path], *, baseline: str | None) -> None:
@@ -47,22 +48,23 @@ def make_page(workdirs: Sequence[Path], *, baseline: str | None) -> str:
     """The page as HTML; arguments and errors as of `write_page`."""
     if not workdirs:
         raise UserError("there is no run to report; give at least one run directory.")
-    sources = [repeat.read_source(workdir) for workdir in workdirs]
+    sources = [read_source(workdir) for workdir in workdirs]
     numbers = comparison.numbers([s.run for s in sources], baseline=baseline)
     cells = representative(sources, numbers)
-    learned = list(blocks.learned_of(cells))
+    learned = blocks.learned_of(cells)
     return _template().render(
         title=_title(numbers, sources[0]),
         facts=_facts(numbers, sources),
         numbers=_with_diagnostics(numbers, learned),
-        sentences=list(sentences.comparisons(numbers)),
+        **_sentences(numbers),
         warnings=numbers["warnings"],
         **_tables(numbers),
         efficiency=blocks.label_efficiency(numbers),
+        missing=missing(sources),
         curves=list(blocks.curves(cells, numbers["arms"])),
         measures=blocks.measures(learned),
         learned=list(blocks.learned_blocks(learned, numbers["arms"])),
-        overlays=[blocks.cases(source) for source in cells],
+        overlays=_overlays(cells),
         shown="; ".join(source.name for source in cells),
         repeat=_repeat(sources, numbers),
     )
@@ -122,6 +124,23 @@ def _listed(values: set[int]) -> str:
     return ", ".join(map(str, sorted(values)))
 
 
+def _sentences(numbers: Numbers) -> dict[str, list[str]]:
+    """Few that say the most; where these are not all, the others for who asks."""
+    every = sentences.comparisons(numbers)
+    if len(every) <= MOST_SENTENCES:
+        return {"sentences": every, "all_sentences": []}
+    return {"sentences": sentences.summaries(numbers), "all_sentences": every}
+
+
+def _overlays(cells: Sequence[Source]) -> dict[str, list[Block]]:
+    """Cases by label count."""
+    found: dict[str, list[Block]] = {}
+    for source in cells:
+        count = f"M = {shown(source.run['labelled'])}"
+        found.setdefault(count, []).append(blocks.cases(source))
+    return found
+
+
 def _tables(numbers: Numbers) -> dict[str, Any]:
     """The first table apart; sentences that stand elsewhere left out."""
     found = tables.render(numbers)
@@ -135,13 +154,17 @@ def _repeat(sources: Sequence[Source], numbers: Numbers) -> dict[str, Any]:
     arms: dict[str, Source] = {}
     for source in representative(sources, numbers):
         arms.setdefault(label(source.run), source)
+    earlier = earlier_runs(sources)
+    records = [*earlier, *sources]
     return {
-        "notes": list(repeat.notes(sources)),
-        "commands": repeat.commands(sources),
+        "notes": list(repeat.notes(sources, earlier)),
+        "commands": repeat.commands(records),
+        "runs": f"{len(sources)} runs"
+        + (f" and of {len(earlier)} that they start from" if earlier else ""),
         "differences": repeat.config_differences(arms),
         "tables": [
-            repeat.versions(sources),
-            repeat.data(sources),
+            repeat.versions(records),
+            repeat.data(records),
             repeat.labelled_patients(sources),
         ],
         "configs": {arm: source.config for arm, source in arms.items()},

@@ -1,12 +1,13 @@
 """Finished run directories, as the comparisons read them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from pclseg.errors import UserError
 from pclseg.evaluation.cases import Row, read_cases
 from pclseg.files import read_json
+from pclseg.reports.stages import read_run_config, uses_labels
 
 POOLED = ("dice_pooled_best", "dice_pooled_last")  # keys of summary.json
 TRANSDUCTIVE = " [transductive]"
@@ -35,21 +36,9 @@ def read_run(workdir: str | Path) -> Run:
             patient whose labels it trained on is among its cases.
     """
     workdir = Path(workdir)
-    if not (workdir / "config.json").is_file():
-        raise UserError(
-            f"{workdir} is no run directory: it has no config.json; give the --workdir"
-            " of a training."
-        )
-    for name in ("summary.json", "cases.csv"):
-        if not (workdir / name).is_file():
-            raise UserError(
-                f"{workdir} is not finished: it has no {name}; start its command again"
-                " to finish it, or leave it out."
-            )
-    config, summary = (
-        read_json(workdir / "config.json"),
-        read_json(workdir / "summary.json"),
-    )
+    config = read_run_config(workdir)
+    _check_scored(workdir, config)
+    summary = read_json(workdir / "summary.json")
     rows = read_cases(workdir / "cases.csv")
     if not rows:
         raise UserError(
@@ -65,6 +54,24 @@ def read_run(workdir: str | Path) -> Run:
         ) from error
     _check_apart(workdir, run)
     return run
+
+
+def _check_scored(workdir: Path, config: Mapping[str, Any]) -> None:
+    missing = [n for n in ("summary.json", "cases.csv") if not (workdir / n).is_file()]
+    if missing and not any(map(uses_labels, _sections(config))):
+        raise UserError(
+            f"{workdir} is a pre-training and has no scores; give the runs that start"
+            " from it: their report shows it too."
+        )
+    if missing:
+        raise UserError(
+            f"{workdir} is not finished: it has no {missing[0]}; start its command"
+            " again to finish it, or leave it out."
+        )
+
+
+def _sections(config: Mapping[str, Any]) -> list[Any]:
+    return [config.get(stage) for stage in config.get("stages", ())]
 
 
 def label(run: Run) -> str:

@@ -1,33 +1,70 @@
 """What a comparison says, in plain sentences."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from pclseg.reports.comparison import Numbers
 from pclseg.reports.runs import shown
 
 SIGNIFICANT = 0.05
+BEYOND_CHANCE = "That is more than chance among patients explains."
 
 
-def comparisons(numbers: Numbers) -> Iterator[str]:
+def comparisons(numbers: Numbers) -> list[str]:
     """One sentence on the Dice of every arm against the baseline, by label count."""
-    dice = numbers["metrics"]["dice"]
-    level = numbers["bootstrap"]["level"]
-    means = {(g["arm"], g["labelled"]): g["overall"]["mean"] for g in dice["groups"]}
-    for difference in dice["differences"]:
-        labelled, found = difference["labelled"], difference["overall"]
-        arm, baseline = difference["arm"], numbers["baseline"]
-        start = f"With {labels(labelled)}, {arm} "
-        if found["mean"] is None:
-            yield f"{start}has no case in common with {baseline}."
-            continue
-        yield (
-            f"{start}reaches a Dice of {_dice(means[arm, labelled])} and {baseline}"
-            f" {_dice(means[baseline, labelled])}; over the same cases the difference"
-            f" is {found['mean']:+.3f} ({_interval(found['interval'], level)},"
-            f" {count(found['n'], 'case')} of {count(found['patients'], 'patient')}:"
-            f" {found['better']} better, {found['worse']} worse;"
-            f" {_p(found)}). {_verdict(found)}"
-        )
+    return [_comparison(found, numbers) for found in _differences(numbers)]
+
+
+def summaries(numbers: Numbers) -> list[str]:
+    """For every label count the best arm, and which arms differ from the baseline."""
+    by_count: dict[int, list[Numbers]] = {}
+    for difference in _differences(numbers):
+        by_count.setdefault(difference["labelled"], []).append(difference)
+    return [_summary(found, numbers) for found in by_count.values()]
+
+
+def _differences(numbers: Numbers) -> list[Numbers]:
+    return numbers["metrics"]["dice"]["differences"]
+
+
+def _summary(differences: Sequence[Numbers], numbers: Numbers) -> str:
+    known = [d for d in differences if d["overall"]["mean"] is not None]
+    if len(known) < 2:
+        return _comparison([*known, *differences][0], numbers)
+    best = max(known, key=lambda difference: difference["overall"]["mean"])
+    sure = [d for d in known if _verdict(d["overall"]) == BEYOND_CHANCE]
+    higher = [d["arm"] for d in sure if d["overall"]["mean"] > 0]
+    lower = [d["arm"] for d in sure if d["overall"]["mean"] < 0]
+    return (
+        f"{_comparison(best, numbers)} It is the best of {len(known)} arms compared"
+        f" with {numbers['baseline']}. Beyond chance among patients,"
+        f" {_those(higher, 'better')} and {_those(lower, 'worse')}."
+    )
+
+
+def _those(arms: Sequence[str], than_baseline: str) -> str:
+    if not arms:
+        return f"none is {than_baseline}"
+    verb = "is" if len(arms) == 1 else "are"
+    return f"{len(arms)} {verb} {than_baseline} ({', '.join(arms)})"
+
+
+def _comparison(difference: Numbers, numbers: Numbers) -> str:
+    labelled, found = difference["labelled"], difference["overall"]
+    arm, baseline = difference["arm"], numbers["baseline"]
+    start = f"With {labels(labelled)}, {arm} "
+    if found["mean"] is None:
+        return f"{start}has no case in common with {baseline}."
+    groups = numbers["metrics"]["dice"]["groups"]
+    means = {(g["arm"], g["labelled"]): g["overall"]["mean"] for g in groups}
+    interval = _interval(found["interval"], numbers["bootstrap"]["level"])
+    return (
+        f"{start}reaches a Dice of {_dice(means[arm, labelled])} and {baseline}"
+        f" {_dice(means[baseline, labelled])}; over the same cases the difference"
+        f" is {found['mean']:+.3f} ({interval},"
+        f" {count(found['n'], 'case')} of {count(found['patients'], 'patient')}:"
+        f" {found['better']} better, {found['worse']} worse;"
+        f" {_p(found)}). {_verdict(found)}"
+    )
 
 
 def labels(labelled: int) -> str:
@@ -69,4 +106,4 @@ def _verdict(found: Numbers) -> str:
         return "Chance among patients may explain that."
     if p > SIGNIFICANT:
         return "The interval excludes no difference but the test does not: not settled."
-    return "That is more than chance among patients explains."
+    return BEYOND_CHANCE
