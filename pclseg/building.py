@@ -188,6 +188,12 @@ def build_stage(
         sampling=stage.data.sampling,
         last_batch=stage.data.last_batch,
     )
+    if method.min_volumes and plan.num_partitioned < method.min_volumes:
+        raise UserError(
+            f"method {stage.method.name!r} compares {method.min_volumes} volumes or"
+            f" more, but only {plan.num_partitioned} of {slices.PARTITIONS} or more"
+            " slices take part; add volumes, or use another method."
+        )
     unlabelled = None
     if stage.data.unlabelled_batch_size:
         unlabelled = plan_of(
@@ -231,7 +237,7 @@ def _check_fits(
         )
     if method.embed is not None and stage.data.batch_size < 2:
         raise UserError(
-            f"data.batch_size is 1, but method {what!r} tells slices of a batch apart;"
+            f"data.batch_size is 1, but method {what!r} compares the slices of a batch;"
             " expected 2 or more."
         )
     if method.embed is not None and classes:

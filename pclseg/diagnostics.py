@@ -63,7 +63,7 @@ def write_diagnostics(
         stage: whose method has `embed`.
         trained: its last state.
         store: the prepared volumes.
-        rows: of the volumes to embed, which the stage has not seen.
+        rows: of the volumes to embed, which only a transductive stage has seen.
         pipeline: "tf" or "numpy".
         stop: polled between batches.
     """

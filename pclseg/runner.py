@@ -297,7 +297,9 @@ def _validation(run: Run, stage: Stage) -> Any:
 
 
 def _cases(store: Store, stage: Stage, step: int) -> str:
-    names = dict.fromkeys(store.infos[row].name for row in stage.plan.rows(step).volume)
+    plans = filter(None, (stage.plan, stage.unlabelled))
+    rows = [row for plan in plans for row in plan.rows(step).volume]
+    names = dict.fromkeys(store.infos[row].name for row in rows)
     return ", ".join(list(names)[:8]) + (", ..." if len(names) > 8 else "")
 
 

@@ -219,12 +219,19 @@ def test_partitions_draw_one_slice_of_every_quarter_of_whole_volumes():
     )
 
 
-def test_partitions_take_every_volume_equally_often():
-    plan = plan_of(table_of(*[(8, 32, 32)] * 5), batch_size=12, sampling="partitions")
-    volumes = np.concatenate([plan.rows(step).volume[::4] for step in range(5)])
-    passes = volumes.reshape(3, 5)  # 5 steps of 3 volumes are 3 passes
-    assert np.all(np.sort(passes) == np.arange(5))
+def test_partitions_take_every_volume_once_a_pass():
+    plan = plan_of(table_of(*[(8, 32, 32)] * 6), batch_size=12, sampling="partitions")
+    volumes = np.stack([plan.rows(step).volume[::4] for step in range(8)])
+    passes = volumes.reshape(4, 6)  # 2 steps of 3 volumes are a pass
+    assert np.all(np.sort(passes) == np.arange(6))
     assert len(np.unique(passes, axis=0)) > 1
+
+
+def test_partitions_never_draw_a_volume_twice_for_a_batch():
+    plan = plan_of(table_of(*[(8, 32, 32)] * 5), batch_size=12, sampling="partitions")
+    volumes = np.stack([plan.rows(step).volume[::4] for step in range(50)])
+    assert all(len(set(batch)) == 3 for batch in volumes.tolist())
+    assert set(volumes.ravel().tolist()) == set(range(5))
 
 
 @pytest.mark.parametrize(

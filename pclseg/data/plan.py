@@ -162,23 +162,25 @@ class Plan:
         """[B] rows of the table, volume after volume, PARTITIONS of each from below.
 
         A partition has floor(count / PARTITIONS) slices; what is left on top is never
-        drawn, as in the authors' code.
+        drawn, as in the authors' code. No volume is twice in a batch that has room for
+        all: those that fill no batch of a pass are left out of that pass.
         """
         first, size = self._partitioned
-        slots = step * self._volumes_per_batch + np.arange(self._volumes_per_batch)
-        passes, volume = np.divmod(slots, len(first))
+        volumes = self.batch_size // PARTITIONS
+        one_pass, batch = divmod(step, max(len(first) // volumes, 1))
+        volume = (batch * volumes + np.arange(volumes)) % len(first)
         if self.shuffle:
-            orders = [_epoch_order(self.seed, int(p), len(first)) for p in passes]
-            volume = np.array([o[v] for o, v in zip(orders, volume, strict=True)])
-        shape = (len(slots), PARTITIONS)
+            volume = _epoch_order(self.seed, one_pass, len(first))[volume]
+        shape = (volumes, PARTITIONS)
         bits = _random_bits(self.seed, _DRAW, step, self.batch_size).reshape(shape)
         size = size[volume][:, None]
         start = first[volume][:, None] + size * np.arange(PARTITIONS)
         return (start + _choose(bits, size)).reshape(-1)
 
     @property
-    def _volumes_per_batch(self) -> int:
-        return self.batch_size // PARTITIONS
+    def num_partitioned(self) -> int:
+        """Volumes that "partitions" draws from: those of PARTITIONS slices or more."""
+        return len(self._partitioned[0])
 
     @functools.cached_property
     def _partitioned(self) -> tuple[np.ndarray, np.ndarray]:
@@ -193,7 +195,7 @@ class Plan:
                 f"data.batch_size is {self.batch_size}; data.sampling='partitions'"
                 f" needs a multiple of {PARTITIONS}, one slice of each a volume."
             )
-        if not len(self._partitioned[0]):
+        if not self.num_partitioned:
             raise UserError(
                 "data.sampling is 'partitions', but no volume has"
                 f" {PARTITIONS} slices or more; use data.sampling='slices'."

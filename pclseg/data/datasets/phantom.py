@@ -4,9 +4,13 @@ It is written as real .nii.gz, so that the demo takes the same way as a user's d
 volume is stored from right to left (LAS), one is 4-D, one lacks the inner structure.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -79,13 +83,28 @@ def generate(raw_dir: str | Path, *, volumes: int, seed: int) -> None:
             f"a phantom of {volumes} volumes was asked for; give 1 or more."
         )
     root = Path(raw_dir).expanduser()
-    if _read_record(root) == _record(volumes, seed):
-        return
-    if root.exists() and any(root.iterdir()) and not (root / RECORD).is_file():
+    root.mkdir(parents=True, exist_ok=True)
+    with _alone_in(root):
+        if _read_record(root) != _record(volumes, seed):
+            _generate(root, volumes, seed)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other process generates there; a killed one frees the folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _generate(root: Path, volumes: int, seed: int) -> None:
+    if any(root.iterdir()) and not (root / RECORD).is_file():
         raise UserError(
             f"{root} is not empty and holds no phantom; give another folder."
         )
-    root.mkdir(parents=True, exist_ok=True)
     (root / RECORD).write_text("{}\n")  # unfinished, yet ours
     for kind in ("images", "labels"):
         (root / kind).mkdir(exist_ok=True)
