@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ from pclseg.errors import UserError
 from pclseg.files import read_json
 
 ALL = "all"  # in names, where every training patient is labelled
+# What a grid varies.
+_NUMBERED = {
+    "seed",
+    "stages",
+    "data.split.fold",
+    "data.split.holdout",
+    "data.split.labelled",
+}
 # Arms share their files; each is read once for every argument.
 _load = functools.lru_cache(maxsize=None)(load_config)
 
@@ -38,8 +47,8 @@ class Cell:
         config: FILE.py:ARG.
         settings: KEY=VALUE texts that change the config.
         starts_from: {stage: folder of a stage of another cell}.
-        tuned_by: (KEY, {name of a cell: VALUE}), the value being that of the cell with
-            the best Dice; None where nothing is chosen.
+        tuned_by: (KEY, ((name of a cell, VALUE), ...)), the value being that of the
+            cell with the best Dice; None where nothing is chosen.
     """
 
     name: str
@@ -47,13 +56,14 @@ class Cell:
     config: str
     settings: tuple[str, ...]
     starts_from: Mapping[str, str]
-    tuned_by: tuple[str, Mapping[str, float]] | None = None
+    tuned_by: tuple[str, tuple[tuple[str, Any], ...]] | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the cells that must be finished before."""
         pretrained = [str(Path(folder).parent) for folder in self.starts_from.values()]
-        return (*pretrained, *(self.tuned_by[1] if self.tuned_by else ()))
+        trials = self.tuned_by[1] if self.tuned_by else ()
+        return (*pretrained, *(name for name, _ in trials))
 
 
 def _list_of(items: Rule, *, least: int) -> Rule:
@@ -65,6 +75,7 @@ def _list_of(items: Rule, *, least: int) -> Rule:
     )
 
 
+_NAME = re.compile(r"(runs|tune|pretrain)/(?!\.)[\w.+-]+")
 _TEXT = Rule("a text", lambda v: isinstance(v, str))
 _RULES = {
     "arms": _list_of(_TEXT, least=1),  # config files, each with own KEY=VALUE behind it
@@ -112,8 +123,7 @@ def plan(grid: ml_collections.ConfigDict) -> tuple[Cell, ...]:
 def _check_settings(grid: ml_collections.ConfigDict) -> None:
     """Raises UserError for a setting that no arm has a section for."""
     for setting in (*grid.settings, *(s for arm in grid.arms for s in arm.split()[1:])):
-        if "=" not in setting:
-            raise UserError(f"config: {setting!r} is no KEY=VALUE text.")
+        check_setting(setting)
     configs = [_config_of(_bare(arm, grid)) for arm in grid.arms]
     for setting in grid.settings:
         if not any(_section(setting) in config for config in configs):
@@ -130,9 +140,25 @@ def _check_settings(grid: ml_collections.ConfigDict) -> None:
             )
 
 
+def check_setting(setting: str) -> None:
+    """Checks a KEY=VALUE text for all cells or an arm.
+
+    Raises:
+        UserError: it is none, or its key is what the grid itself sets.
+    """
+    key, equals, _ = setting.partition("=")
+    if not equals:
+        raise UserError(f"{setting!r} is no KEY=VALUE text.")
+    if key in _NUMBERED:
+        raise UserError(
+            f"{setting!r} cannot be set for a grid, which numbers its cells by it; use"
+            " the lists of the grid file."
+        )
+
+
 def _bare(arm: str, grid: ml_collections.ConfigDict, *argument: str) -> Cell:
     """A cell of an arm, "FILE KEY=VALUE ...", before anything is shared."""
-    file, *own = arm.split()
+    file, *own = arm.split() or [""]
     argument = tuple(filter(None, (grid.argument, *argument)))
     return Cell(
         name="",
@@ -158,38 +184,63 @@ class _Planner:
     def add(self, arm: str, labelled: int, fold: int, seed: int) -> None:
         """The cell of an arm, and all that it needs."""
         base = self._cell(arm, labelled, fold, seed)
+        if base is None:  # it learns without labels only
+            return
         title = _config_of(base).arm
         tuned_by, wave = None, base.wave
-        if candidates := self._candidates(arm, title, labelled):
-            tuned_by = (self._grid.tune.key, candidates)
-            wave = max(wave, *(self.cells[name].wave + 1 for name in candidates))
+        if trials := self._trials(arm, title, labelled):
+            tuned_by = (self._grid.tune.key, trials)
+            wave = max(wave, *(self.cells[name].wave + 1 for name, _ in trials))
         name = f"runs/{title}_m{labelled or ALL}_f{fold}_s{seed}"
         self._keep(dataclasses.replace(base, name=name, wave=wave, tuned_by=tuned_by))
 
     def _keep(self, cell: Cell) -> Cell:
-        return self.cells.setdefault(cell.name, cell)
+        """Adds a cell whose config is right, unless it is there."""
+        if not _NAME.fullmatch(cell.name):
+            raise UserError(
+                f"{cell.name!r} cannot be the folder of a cell; name arms and tuned"
+                " values by letters, digits and any of _.+-"
+            )
+        check_cell(cell)
+        known = self.cells.setdefault(cell.name, cell)
+        if known != cell:
+            raise UserError(
+                f"two cells would be called {cell.name}, but differ: the config makes"
+                " settings of a stage without labels depend on their number."
+            )
+        return cell
 
-    def _candidates(self, arm: str, title: str, labelled: int) -> dict[str, Any]:
-        """{name of a cell of the hold-out: the value it tries}."""
+    def _trials(
+        self, arm: str, title: str, labelled: int
+    ) -> tuple[tuple[str, Any], ...]:
+        """(name of a cell of the hold-out, the value it tries), one a candidate."""
         tune = self._grid.tune
         if not tune.candidates:
-            return {}
+            return ()
         near = _nearest_below(labelled, tune.labelled)
-        candidates = {}
+        base = self._cell(arm, near, tune.fold, tune.seed)
+        if base is None or _section(tune.key) not in _config_of(base).stages:
+            raise UserError(
+                f"config.tune.key is {tune.key!r}; expected a key of a stage of"
+                f" {title!r} that learns from labels."
+            )
+        trials = []
         for value in tune.candidates:
-            base = self._cell(arm, near, tune.fold, tune.seed)
-            extra = [f"data.split.holdout={tune.holdout}", f"{tune.key}={value}"]
-            if base.starts_from:  # pre-trained on the images of the hold-out too
-                extra.append("data.transductive=True")
+            # Pre-training and streams without labels see the images of the hold-out.
+            extra = [
+                f"data.split.holdout={tune.holdout}",
+                "data.transductive=True",
+                f"{tune.key}={value}",
+            ]
             cell = dataclasses.replace(
                 base,
                 name=f"tune/{title}_m{near or ALL}_{value}",
                 settings=(*base.settings, *extra),
             )
-            candidates[self._keep(cell).name] = value
-        return candidates
+            trials.append((self._keep(cell).name, value))
+        return tuple(trials)
 
-    def _cell(self, arm: str, labelled: int, fold: int, seed: int) -> Cell:
+    def _cell(self, arm: str, labelled: int, fold: int, seed: int) -> Cell | None:
         """The stages that use labels, starting from cells of those that do not."""
         full = _bare(arm, self._grid, f"labelled={labelled},fold={fold},seed={seed}")
         config = _config_of(full)
@@ -197,12 +248,16 @@ class _Planner:
         full = dataclasses.replace(full, settings=(*common, *full.settings))
         config = _config_of(full)
         check_config(config, 1)
-        alone = [name for name in config.stages if _learns_without_labels(config[name])]
+        alone: list[str] = []
+        for name in config.stages:
+            depends = config[name].init_from in set(config.stages).difference(alone)
+            if _learns_without_labels(config[name]) and not depends:
+                alone.append(name)
         last = [name for name in config.stages if name not in alone]
         sources: dict[str, Cell] = {}
         for name in alone:
             sources[name] = self._pretraining(full, config, name, sources)
-        return _only(full, config, last, sources)
+        return _only(full, config, last, sources) if last else None
 
     def _pretraining(
         self,
@@ -215,8 +270,9 @@ class _Planner:
         data = as_dict(config.data)
         del data["split"]["labelled"]
         source = sources.get(config[stage].init_from)
-        section = as_dict(config[stage]) | {"init_from": source and source.name}
-        key = json.dumps([data, config.seed, section], sort_keys=True)
+        section = as_dict(config[stage])
+        section["init_from"] = source.name if source else config[stage].init_from
+        key = json.dumps([stage, data, config.seed, section], sort_keys=True)
         if key not in self._pretrained:
             cell = _only(full, config, [stage], sources)
             fold = config.data.split.fold
@@ -257,7 +313,7 @@ def _only(
 
 
 def _learns_without_labels(stage: ml_collections.ConfigDict) -> bool:
-    return build_method(stage).predict is None
+    return build_method(stage).predict is None and stage.data.subset == "train"
 
 
 def _config_of(cell: Cell, *more: str) -> ml_collections.ConfigDict:
@@ -268,7 +324,30 @@ def _config_of(cell: Cell, *more: str) -> ml_collections.ConfigDict:
     return config
 
 
-def chosen(cell: Cell, out: Path) -> tuple[str, ...]:
+def check_cell(cell: Cell, *more: str) -> None:
+    """Checks a cell's config, but for what it starts from.
+
+    Args:
+        cell: of a plan or manifest.
+        *more: KEY=VALUE texts of the user.
+
+    Raises:
+        UserError: a key that is unknown, or a value that does not fit.
+    """
+    nowhere = [f"{stage}.init_from=" for stage in cell.starts_from]
+    try:
+        check_config(_config_of(cell, *more, *nowhere), 1)
+    except UserError as error:
+        raise UserError(f"cell {cell.name}: {error}") from error
+
+
+def _settings(cell: Cell, out: Path, more: Sequence[str]) -> tuple[str, ...]:
+    """All KEY=VALUE texts of a cell in the folder `out`."""
+    starts = (f"{s}.init_from={out / place}" for s, place in cell.starts_from.items())
+    return (*cell.settings, *starts, *_chosen(cell, out), *more)
+
+
+def _chosen(cell: Cell, out: Path) -> tuple[str, ...]:
     """The KEY=VALUE that tuning chose for a cell, () where nothing was to choose.
 
     The best mean Dice per case of the hold-out after the last step; of equals the
@@ -279,9 +358,9 @@ def chosen(cell: Cell, out: Path) -> tuple[str, ...]:
     """
     if cell.tuned_by is None:
         return ()
-    key, candidates = cell.tuned_by
-    dice = {value: _dice(out / name) for name, value in candidates.items()}
-    return (f"{key}={max(dice, key=dice.__getitem__)}",)
+    key, trials = cell.tuned_by
+    best, _ = max(enumerate(trials), key=lambda trial: _dice(out / trial[1][0]))
+    return (f"{key}={trials[best][1]}",)
 
 
 def _dice(workdir: Path) -> float:
@@ -300,11 +379,9 @@ def arguments(cell: Cell, out: Path, more: Sequence[str]) -> list[str]:
     Raises:
         UserError: a tuning cell is not finished.
     """
-    starts = [f"{s}.init_from={out / place}" for s, place in cell.starts_from.items()]
-    settings = (*cell.settings, *starts, *chosen(cell, out), *more)
     return [
         f"--config={cell.config}",
-        *(f"--config.{setting}" for setting in settings),
+        *(f"--config.{setting}" for setting in _settings(cell, out, more)),
         f"--workdir={out / cell.name}",
     ]
 
@@ -316,12 +393,10 @@ def finished(cell: Cell, out: Path, more: Sequence[str]) -> bool:
         UserError: it did, or began, with another config.
     """
     workdir = out / cell.name
-    if not rundir.has_begun(workdir) or not all(
-        finished_by_name(name, out) for name in cell.needs
-    ):
+    ready = all(finished_by_name(name, out) for name in cell.needs)
+    if not (ready and rundir.has_begun(workdir)):
         return False
-    starts = [f"{s}.init_from={out / place}" for s, place in cell.starts_from.items()]
-    wanted = _config_of(cell, *starts, *chosen(cell, out), *more)
+    wanted = _config_of(cell, *_settings(cell, out, more)[len(cell.settings) :])
     rundir.check_config(workdir / "config.json", as_dict(wanted))
     return finished_by_name(cell.name, out)
 
@@ -352,28 +427,45 @@ def read_manifest(path: Path) -> tuple[Cell, ...]:
     """
     content = read_json(path)
     try:
-        return tuple(_cells(content["cells"]))
-    except (KeyError, TypeError, ValueError) as error:
+        cells = tuple(map(_cell_of, content["cells"]))
+        _check_cells(cells)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is no manifest of a grid ({type(error).__name__}: {error});"
             " expected the manifest.json that python -m pclseg.cli.grid writes."
         ) from error
+    return cells
 
 
-def _cells(items: Any) -> Iterator[Cell]:
-    names = set()
-    for item in items:
-        tuned = item.get("tuned_by")
-        values = {
+def _cell_of(item: dict[str, Any]) -> Cell:
+    tuned = item["tuned_by"]
+    cell = Cell(
+        **{
             **item,
             "settings": tuple(item["settings"]),
-            "tuned_by": (tuned[0], dict(tuned[1])) if tuned else None,
+            "starts_from": dict(item["starts_from"]),
+            "tuned_by": (tuned[0], tuple(map(tuple, tuned[1]))) if tuned else None,
         }
-        cell = Cell(**values)
-        parts = Path(cell.name).parts
-        if cell.name in names or ".." in parts or Path(cell.name).is_absolute():
-            raise ValueError(f"{cell.name!r} is no name, or is there twice")
+    )
+    texts = (cell.config, *cell.settings, *cell.starts_from.values(), *cell.needs)
+    if not all(isinstance(text, str) for text in texts) or type(cell.wave) is not int:
+        raise ValueError(f"{cell.name} has a value of another type")
+    if not _NAME.fullmatch(cell.name):
+        raise ValueError(f"{cell.name!r} is no name of a cell")
+    return cell
+
+
+def _check_cells(cells: Sequence[Cell]) -> None:
+    names: set[str] = set()
+    wave = 0
+    if not cells:
+        raise ValueError("it has no cell")
+    for cell in cells:
+        if cell.name in names:
+            raise ValueError(f"{cell.name} is there twice")
         if unknown := [name for name in cell.needs if name not in names]:
             raise ValueError(f"{cell.name} needs {unknown[0]}, no earlier cell")
+        if cell.wave < wave:
+            raise ValueError(f"{cell.name} stands behind a later wave")
+        wave = cell.wave
         names.add(cell.name)
-        yield cell

@@ -83,6 +83,18 @@ def _lock(lock: IO[str], workdir: Path) -> None:
         os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
 
 
+def is_live(workdir: Path) -> bool:
+    """Whether a process on this machine has the run directory in work."""
+    try:
+        with open(workdir / ".lock", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def has_begun(workdir: Path) -> bool:
     """Whether a run has prepared its volumes, or trained on them."""
     stages = workdir.glob("*/patients.json")

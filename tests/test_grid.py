@@ -1,11 +1,13 @@
 """A study: its cells, what they share, how they are run, stopped and taken up."""
 
+import fcntl
 import json
 import math
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import ml_collections
@@ -72,6 +74,19 @@ def grid_of(**changes):
     return config
 
 
+def variant(path, *lines):
+    """A config file that is `pcl_phantom.py` with some lines that change it."""
+    beside = str(ROOT / "configs" / path.name)
+    body = "".join(f"    {line}\n" for line in lines)
+    path.write_text(
+        "from pclseg.config import sibling\n"
+        "def get_config(arg=None):\n"
+        f"    config = sibling({beside!r}, 'pcl_phantom.py', arg)\n"
+        f"{body}    return config\n"
+    )
+    return path
+
+
 def names(cells):
     return [cell.name for cell in cells]
 
@@ -100,19 +115,69 @@ def test_label_counts_share_the_pretraining_of_their_fold():
 
 
 def test_arms_with_the_same_pretraining_share_it(tmp_path):
-    twin = tmp_path / "twin.py"
-    beside = str(ROOT / "configs" / "twin.py")
-    twin.write_text(
-        "from pclseg.config import sibling\n"
-        "def get_config(arg=None):\n"
-        f"    config = sibling({beside!r}, 'pcl_phantom.py', arg)\n"
-        "    config.arm = 'twin'\n"
-        "    config.finetune.optimizer.peak_lr = 0.5\n"
-        "    return config\n"
+    twin = variant(
+        tmp_path / "twin.py",
+        "config.arm = 'twin'",
+        "config.finetune.optimizer.peak_lr = 0.5",
     )
     arms = (f"{ROOT}/configs/pcl_phantom.py", str(twin))
     cells = grid.plan(grid_of(arms=arms))
     assert sum(name.startswith("pretrain/") for name in names(cells)) == 2  # folds
+
+
+def starting_points(*arms, labelled=(2,)):
+    """{name of a run: folder it starts from} of PCL's variants, without the folds."""
+    base = f"{ROOT}/configs/pcl_phantom.py"
+    cells = grid.plan(
+        grid_of(arms=[f"{base} {arm}" for arm in arms], labelled=labelled, folds=(0,))
+    )
+    return {c.name: c.starts_from.get("finetune") for c in cells if "runs/" in c.name}
+
+
+def test_pretraining_from_other_weights_is_not_shared(tmp_path):
+    for name in "ab":
+        (tmp_path / name / "pretrain").mkdir(parents=True)
+    found = starting_points(
+        *(f"arm={name} pretrain.init_from={tmp_path}/{name}/pretrain" for name in "ab")
+    )
+    assert len(set(found.values())) == 2
+
+
+def test_pretraining_on_labelled_patients_stays_with_its_label_count():
+    found = starting_points("pretrain.data.subset=labelled", labelled=(2, 4))
+    assert list(found.values()) == [None, None]  # a stage of the run itself
+
+
+def test_pretraining_that_hangs_on_the_label_count_is_refused(tmp_path):
+    config = variant(
+        tmp_path / "grows.py",
+        "config.pretrain.train.log_every = 10 * config.data.split.labelled",
+    )
+    with pytest.raises(UserError, match="two cells would be called pretrain/pcl"):
+        grid.plan(grid_of(arms=(str(config),), labelled=(2, 4)))
+
+
+def test_equal_stages_of_other_names_are_not_shared(tmp_path):
+    config = variant(
+        tmp_path / "warm.py",
+        "config.arm, config.stages = 'warm', ('warm', 'finetune')",
+        "config.warm, config.finetune.init_from = config.pretrain, 'warm'",
+    )
+    arms = (f"{ROOT}/configs/pcl_phantom.py", str(config))
+    cells = grid.plan(grid_of(arms=arms, labelled=(2,), folds=(0,)))
+    assert {"pretrain/pcl_pretrain_f0_s0", "pretrain/warm_warm_f0_s0"} <= {
+        cell.name for cell in cells
+    }
+
+
+def test_an_arm_that_only_pretrains_has_no_run():
+    cells = grid.plan(
+        grid_of(arms=(f"{ROOT}/configs/pcl_phantom.py",), folds=(0,), labelled=(2,))
+    )
+    assert len(cells) == 2
+    config = f"{ROOT}/configs/pcl_phantom.py"
+    with pytest.raises(UserError, match="cannot be set for a grid"):
+        grid.plan(grid_of(arms=(f"{config} stages=('pretrain',)",)))
 
 
 def test_other_pretraining_settings_are_not_shared():
@@ -155,8 +220,7 @@ def test_every_arm_tries_the_same_values_on_the_holdout():
         assert "data.split.holdout=2" in cell.settings
         assert "fold=0" in cell.config
         # pre-training saw the images of the hold-out, and the run says so
-        transductive = "data.transductive=True" in cell.settings
-        assert transductive == ("scratch" not in cell.name)
+        assert "data.transductive=True" in cell.settings
 
 
 @pytest.mark.parametrize(
@@ -183,7 +247,7 @@ def test_values_come_from_the_nearest_tuned_label_count(labelled, tuned, nearest
         )
     )
     run = next(c for c in cells if c.name.startswith("runs/scratch"))
-    assert all(f"_m{nearest or 'all'}_" in name for name in run.tuned_by[1])
+    assert all(f"_m{nearest or 'all'}_" in name for name, _ in run.tuned_by[1])
 
 
 def test_manifest_is_read_back(tmp_path):
@@ -209,6 +273,14 @@ def test_manifest_is_read_back(tmp_path):
         ({"settings": ("finetune.train.stepz=3",)}, "no key 'stepz'"),
         ({"settings": ("finetune.method.name=superwised",)}, "unknown"),
         ({"tune.holdout": 0}, "config.tune.holdout"),
+        ({"settings": ("data.split.fold=3",)}, "cannot be set for a grid"),
+        ({"settings": ("seed=3",)}, "cannot be set for a grid"),
+        ({"arms": ("",)}, "there is no file ''"),
+        ({"arms": (f"{ROOT}/configs/pcl_phantom.py arm=../../x",)}, "name arms"),
+        ({"tune.candidates": (0.1,), "tune.key": "pretrain.seed"}, "config.tune.key"),
+        ({"tune.candidates": (0.1,), "tune.key": "finetune.lr"}, "no key 'lr'"),
+        ({"tune.candidates": ("a/b",)}, "name arms"),
+        ({"tune.candidates": ("fast",)}, "expected a value like"),
         ({"arms": (f"{ROOT}/configs/pcl_phantom.py",) * 2}, "as another arm is"),
     ],
 )
@@ -223,9 +295,15 @@ def test_mistakes_in_a_grid_are_told(changes, message):
         ("{", "no JSON file"),
         ("[]", "no manifest"),
         ('{"cells": [{"name": "runs/a"}]}', "no manifest"),
+        ('{"cells": []}', "it has no cell"),
+        ('{"cells": [1]}', "no manifest"),
         ("twice", "is there twice"),
         ("outside", "is no name"),
+        ("nameless", "is no name"),
         ("orphan", "no earlier cell"),
+        ("order", "behind a later wave"),
+        ("wave", "of another type"),
+        ("sources", "no manifest"),
     ],
 )
 def test_manifests_that_are_none_are_refused(tmp_path, content, message):
@@ -234,7 +312,11 @@ def test_manifests_that_are_none_are_refused(tmp_path, content, message):
     changed = {
         "twice": [cells[0], cells[0]],
         "outside": [cells[0] | {"name": "../a"}],
+        "nameless": [cells[0] | {"name": ""}],
         "orphan": [cells[-1]],
+        "order": [cells[0] | {"wave": 1}, cells[1]],
+        "wave": [cells[0] | {"wave": "x"}],
+        "sources": [cells[0] | {"starts_from": None}],
     }
     if content in changed:
         content = json.dumps({"cells": changed[content]})
@@ -310,7 +392,7 @@ def test_failed_cell_is_named_and_only_what_needs_it_is_left(
 
 
 def test_one_cell_of_the_manifest_as_in_an_array(study, capsys):
-    assert study("--only=nobody") == 1  # the manifest is written all the same
+    assert study("--only=runs/scratch") == 0  # which writes the whole manifest
     cells = grid.read_manifest(study.out / "manifest.json")
     last = names(cells).index("runs/pcl_m2_f0_s0")
     assert study("manifest", f"--cell={last}") == 1
@@ -318,7 +400,7 @@ def test_one_cell_of_the_manifest_as_in_an_array(study, capsys):
     need = names(cells).index("pretrain/pcl_pretrain_f0_s0")
     assert study("manifest", f"--cell={need}") == 0
     assert study("manifest", f"--cell={last}") == 0
-    assert study.started() == ["pcl_pretrain_f0_s0", "pcl_m2_f0_s0"]
+    assert study.started()[1:] == ["pcl_pretrain_f0_s0", "pcl_m2_f0_s0"]
     assert study("manifest", "--cell=99") == 1
     assert "the manifest has 0 to 4" in capsys.readouterr().err
 
@@ -345,11 +427,64 @@ def test_jobs_run_at_once(study, monkeypatch):
     assert len(study.started()) == 3
 
 
-def test_cell_of_another_config_is_refused(study, capsys):
+def test_cell_of_another_config_is_refused_and_the_manifest_stays(study, capsys):
     assert study(**SCRATCH) == 0
+    manifest = (study.out / "manifest.json").read_text()
     assert study(**SCRATCH | {"settings": ("finetune.train.steps=10",)}) == 1
     text = capsys.readouterr().err
     assert "config.finetune.train.steps: 9 there, 10 now" in text
+    assert (study.out / "manifest.json").read_text() == manifest
+
+
+def test_a_grid_is_extended_once_its_manifest_is_deleted(study, capsys):
+    assert study(**SCRATCH) == 0
+    assert study(**SCRATCH, seeds=(0, 1)) == 1
+    assert "is of another grid" in capsys.readouterr().err
+    (study.out / "manifest.json").unlink()
+    assert study(**SCRATCH, seeds=(0, 1)) == 0
+    assert study.started() == ["scratch_m2_f0_s0", "scratch_m2_f0_s1"]
+
+
+def test_settings_of_the_command_line_are_checked_first(study, capsys):
+    assert study("--set=data.rawdir=x") == 1
+    assert "has no key 'rawdir'" in capsys.readouterr().err
+    assert study("--set=data.split.fold=1") == 1
+    assert "cannot be set for a grid" in capsys.readouterr().err
+    assert not study.out.exists()
+
+
+def test_a_cell_in_work_elsewhere_is_waited_for(study):
+    workdir = study.out / "runs/scratch_m2_f0_s0"
+    workdir.mkdir(parents=True)
+    with open(workdir / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def finish():
+            (workdir / "summary.json").write_text("{}")
+            lock.close()
+
+        timer = threading.Timer(1.0, finish)
+        timer.start()
+        assert study(**SCRATCH) == 0
+    assert study.started() == []
+
+
+def test_a_grid_does_not_run_twice_at_once(study, capsys):
+    study.out.mkdir()
+    with open(study.out / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert study() == 1
+    assert "another process runs the grid" in capsys.readouterr().err
+
+
+def test_equal_scores_choose_the_first_candidate_by_plan_and_manifest(study):
+    changes = dict(**SCRATCH, **{"tune.candidates": (0.03, 0.01)})  # both 0.01 off
+    assert study(**changes) == 0
+    cells = grid.read_manifest(study.out / "manifest.json")
+    for cell in (*cells, *grid.plan(grid_of(labelled=(2,), folds=(0,), **changes))):
+        if cell.tuned_by:
+            arguments = grid.arguments(cell, study.out, ())
+            assert "--config.finetune.optimizer.peak_lr=0.03" in arguments
 
 
 def test_real_runs_go_on_after_a_kill(tmp_path):
@@ -375,7 +510,7 @@ def test_real_runs_go_on_after_a_kill(tmp_path):
         while not metrics.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(60) == 143
     assert not (out / "runs").exists()
     done = subprocess.run(command, cwd=ROOT, env=env, timeout=240, check=False)
     assert done.returncode == 0

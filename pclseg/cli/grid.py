@@ -10,6 +10,8 @@ writes the manifest, which the second one follows, one cell of it or all.
 import argparse
 import contextlib
 import dataclasses
+import fcntl
+import json
 import logging
 import os
 import signal
@@ -19,11 +21,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pclseg import grid
+from pclseg import grid, rundir
 from pclseg.cli.status import exit_status
 from pclseg.config import load_config
 from pclseg.errors import UserError
-from pclseg.files import write_json
+from pclseg.files import read_json, write_json
 from pclseg.grid import Cell
 from pclseg.train.loop import format_seconds
 
@@ -66,26 +68,59 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: a mistake in the grid or manifest; a cell that failed.
     """
-    cells = _cells(args.grid, args.out, write=not args.list)
-    chosen = _chosen(cells, args.cell, args.only)
-    if args.list:
-        _print(cells, chosen, args.out)
-        return
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}; expected 1 or more.")
-    _check_needs(cells, chosen, args.out)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as Ctrl-C: ends the cells
-    _Runner(args.out, args.set, args.jobs).run(chosen)
+    out = args.out.resolve()  # stands in configs, which are compared as text
+    is_manifest = Path(args.grid).suffix == ".json"
+    cells = (
+        grid.read_manifest(Path(args.grid))
+        if is_manifest
+        else grid.plan(load_config(args.grid))
+    )
+    chosen = _chosen(cells, args.cell, args.only)
+    for setting in args.set:
+        grid.check_setting(setting)
+    for cell in chosen if args.set or is_manifest else ():
+        grid.check_cell(cell, *args.set)
+    if args.list:
+        _print(cells, chosen, out)
+        return
+    _check_needs(cells, chosen, out)
+    runner = _Runner(out, args.set, args.jobs)
+    waiting = runner.unfinished(chosen)
+    if not is_manifest:
+        _keep_manifest(out / "manifest.json", cells)
+    # As Ctrl-C: ends the cells. Not 0, or a scheduler would take the rest for done.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # Single cells may run beside each other, as an array does.
+    with contextlib.nullcontext() if args.cell is not None else _alone_in(out):
+        runner.run(chosen, waiting)
 
 
-def _cells(source: str, out: Path, *, write: bool) -> tuple[Cell, ...]:
-    if Path(source).suffix == ".json":
-        return grid.read_manifest(Path(source))
-    cells = grid.plan(load_config(source))
-    if write:
-        write_json(out / "manifest.json", grid.to_json(cells))
-        log.info("%s: %d cells", out / "manifest.json", len(cells))
-    return cells
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Refuses to run a grid twice at once on this machine."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process runs the grid in {out}; wait for it, or stop it."
+            ) from error
+        yield
+
+
+def _keep_manifest(path: Path, cells: Sequence[Cell]) -> None:
+    """Writes the manifest; jobs that are queued go by its numbers, so it stays."""
+    manifest = grid.to_json(cells)
+    if path.is_file() and read_json(path) != json.loads(json.dumps(manifest)):
+        raise UserError(
+            f"{path} is of another grid; use a new --out, or delete that file to change"
+            " the grid (cells that are the same are kept)."
+        )
+    write_json(path, manifest)
+    log.info("%s: %d cells", path, len(cells))
 
 
 def _chosen(
@@ -151,13 +186,24 @@ class _Runner:
         self._seconds: dict[int, list[float]] = {}  # of finished cells, by wave
         self._failed: set[str] = set()
 
-    def run(self, cells: Sequence[Cell]) -> None:
+    def unfinished(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Those that are still to run.
+
+        Raises:
+            UserError: one was run, or begun, with another config.
+        """
+        return [c for c in cells if not grid.finished(c, self._out, self._settings)]
+
+    def run(self, cells: Sequence[Cell], waiting: list[Cell]) -> None:
         """Runs what is not finished, a cell as soon as its needs are met.
+
+        Args:
+            cells: all that were asked for.
+            waiting: those of them that are not finished.
 
         Raises:
             UserError: cells failed; the others were run.
         """
-        waiting = [cell for cell in cells if not self._is_finished(cell)]
         log.info("%d of %d cells to run", len(waiting), len(cells))
         total, blocked = len(waiting), []
         with self._ended_with_us():
@@ -176,7 +222,8 @@ class _Runner:
             raise UserError(
                 f"{len(names)} cells did not finish, {names[0]} first (see"
                 f" {self._log(names[0])}), and {len(blocked)} that need them were not"
-                " run; mend the cause, and the same command goes on."
+                " run; mend the cause (or take out a tuning candidate that diverges), and"
+                " the same command goes on."
             )
         log.info("all %d cells are finished", len(cells))
         runs = [cell.name for cell in cells if cell.name.startswith("runs/")]
@@ -189,9 +236,6 @@ class _Runner:
                 baseline,
             )
 
-    def _is_finished(self, cell: Cell) -> bool:
-        return grid.finished(cell, self._out, self._settings)
-
     def _log(self, name: str) -> Path:
         return self._out / "logs" / f"{name.replace('/', '_')}.txt"
 
@@ -201,10 +245,13 @@ class _Runner:
             ready = (c for c in waiting if self._is_ready(c))
             if job is None and (cell := next(ready, None)):
                 waiting.remove(cell)
-                self._slots[slot] = self._launch(cell, slot)
+                if not grid.finished_by_name(cell.name, self._out):
+                    self._slots[slot] = self._launch(cell, slot)
 
     def _is_ready(self, cell: Cell) -> bool:
-        return all(grid.finished_by_name(name, self._out) for name in cell.needs)
+        """Whether its needs are finished and no other process has it in work."""
+        needs = all(grid.finished_by_name(name, self._out) for name in cell.needs)
+        return needs and not rundir.is_live(self._out / cell.name)
 
     def _launch(self, cell: Cell, slot: int) -> _Job:
         arguments = grid.arguments(cell, self._out, self._settings)
