@@ -222,8 +222,8 @@ class _Runner:
             raise UserError(
                 f"{len(names)} cells did not finish, {names[0]} first (see"
                 f" {self._log(names[0])}), and {len(blocked)} that need them were not"
-                " run; mend the cause (or take out a tuning candidate that diverges), and"
-                " the same command goes on."
+                " run; mend the cause (or take out a tuning candidate that diverges),"
+                " and the same command goes on."
             )
         log.info("all %d cells are finished", len(cells))
         runs = [cell.name for cell in cells if cell.name.startswith("runs/")]
