@@ -4,6 +4,7 @@ import contextlib
 import pickle
 import random
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -244,6 +245,36 @@ REFUSED = {
 def test_a_pickle_that_is_refused(name, write, tmp_path):
     value, expected = REFUSED[name]
     assert expected in refusal(write(tmp_path / "x.pth", entry(value)))
+
+
+ONES = 5_000 * b"K\x01"
+LONG = b"(" + ONES + b"t"
+AGAIN = b"h\x01h\x00R"  # the call of number 1 with the arguments of number 0
+REBUILD = named("torch._utils._rebuild_tensor_v2") + b"q\x01"
+START = b"(" + storage() + number(0)
+# A long tuple in arguments that stand in the file once and are used many times.
+COPIES = {
+    "shape": START + LONG + LONG + b"t",
+    "arguments": START + row(1) + row(1) + ONES + b"t",
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_what_is_copied_often_is_refused_where_it_is_long(name, tmp_path):
+    value = b"](" + COPIES[name] + b"q\x00" + REBUILD + 5_000 * AGAIN + b"e"
+    path = write_zip(tmp_path / "x.pth", entry(value))
+    tracemalloc.start()
+    try:
+        assert "damaged (ValueError)" in refusal(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 30 * path.stat().st_size
+
+
+def test_a_shape_of_many_axes_is_refused(tmp_path):
+    path = write_zip(tmp_path / "x.pth", entry(tensor(9 * (1,), 9 * (1,))))
+    assert "damaged (ValueError)" in refusal(path)
 
 
 def test_storages_without_a_name_are_refused(tmp_path):

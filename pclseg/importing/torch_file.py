@@ -31,6 +31,7 @@ _DTYPES = {
 }
 _ENTRIES = ("net", "state_dict")  # the authors' name, and the usual one
 _LARGEST = 2**48  # of a length that is believed
+_MOST_AXES = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,6 +199,9 @@ def _rebuild_parameter(tensor: Any, *_gradient: Any) -> _Tensor:
 
 
 def _counts(values: Any) -> tuple[int, ...]:
+    # First: a few bytes may name the same long list again and again.
+    if len(values) > _MOST_AXES:
+        raise ValueError
     if any(type(value) is not int or not 0 <= value < _LARGEST for value in values):
         raise ValueError
     return tuple(values)
