@@ -19,6 +19,7 @@ def write_stage(
     variables: Variables,
     *,
     patients: Iterable[str],
+    saw_labels: bool,
     about: dict[str, Any],
 ) -> None:
     """Writes `folder`, whole or not at all.
@@ -27,15 +28,18 @@ def write_stage(
         folder: `checkpoints/`, `done.json`, `patients.json` and `import.json`.
         variables: {"params", "batch_stats"}, float32.
         patients: that the weights have seen.
+        saw_labels: the labels of these patients too.
         about: where they come from, JSON-able.
 
     Raises:
         UserError: `folder` is there already, or the disk is full or broken.
     """
+    images = sorted(set(patients))
+    seen = {"images": images, "labels": images if saw_labels else []}
     with replacing(folder) as temporary:
         try:
             _save(temporary / "checkpoints", variables)
-            write_json(temporary / "patients.json", sorted(set(patients)))
+            write_json(temporary / "patients.json", seen)
             write_json(temporary / "import.json", about)
             write_json(temporary / "done.json", {"steps": 0})
             check_free(folder)
