@@ -271,6 +271,8 @@ MISTAKES = {
         "names no patient; write --se",
     ),
     "seen is no text": (["--out=new", "--seen=bytes.txt"], "read (no UTF-8)"),
+    "out is a link to nothing": (["--out=link", "--seen=none"], "is there already"),
+    "out of a long name": ([f"--out={300 * 'x'}", "--seen=none"], "name too long"),
     "out below a file": (["--out=empty.txt/new", "--seen=none"], "cannot be written"),
 }
 
@@ -279,6 +281,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_writes_nothing(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
+    Path("link").symlink_to("nothing")
     Path("empty.txt").write_text(" \n\n")
     Path("bytes.txt").write_bytes(b"\xff\xfe\xff")
     before = contents(tmp_path)

@@ -1,6 +1,7 @@
 """Files of torch.save: what is read, and what is refused with nothing executed."""
 
 import contextlib
+import os
 import pickle
 import random
 import struct
@@ -320,7 +321,8 @@ NO_WEIGHTS = {
         lambda path: path.write_bytes(pickle.dumps({"net": {}})),
         "no file of torch.save",
     ),
-    "folder": (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+    "folder": (lambda path: path.mkdir(), "is no file; name a .pth file"),
+    "pipe": (os.mkfifo, "is no file; name a .pth file"),
     "missing": (lambda path: None, "cannot be read: No such file"),
     "zip without pickle": (zip_without_pickle, "no file of torch.save"),
     "compressed zip": (compressed_zip, "is compressed"),
@@ -348,6 +350,10 @@ def test_what_is_no_file_of_weights(name, tmp_path, monkeypatch):
     make(tmp_path / "x.pth")
     assert expected in refusal(tmp_path / "x.pth")
     assert not (tmp_path / "CANARY").exists()
+
+
+def test_a_name_that_is_too_long_is_told(tmp_path):
+    assert "cannot be read: File name too long" in refusal(tmp_path / (300 * "x"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -100,8 +100,8 @@ def seen_patients(seen: str) -> tuple[str, ...]:
         lines = Path(seen).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--seen {seen!r} is not one of {', '.join(_KNOWN)}, nor a text file that can"
-            f" be read ({getattr(error, 'strerror', 'no UTF-8')})."
+            f"--seen {seen!r} is not one of {', '.join(_KNOWN)}, nor a text file"
+            f" that can be read ({getattr(error, 'strerror', 'no UTF-8')})."
         ) from error
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:

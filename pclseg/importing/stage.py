@@ -1,6 +1,6 @@
 """Weights from elsewhere as a finished stage, which `init_from` of a config takes."""
 
-import shutil
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -37,20 +37,16 @@ def write_stage(
     images = sorted(set(patients))
     seen = {"images": images, "labels": images if saw_labels else []}
     with replacing(folder) as temporary:
-        try:
-            _save(temporary / "checkpoints", variables)
-            write_json(temporary / "patients.json", seen)
-            write_json(temporary / "import.json", about)
-            write_json(temporary / "done.json", {"steps": 0})
-            check_free(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        _save(temporary / "checkpoints", variables)
+        write_json(temporary / "patients.json", seen)
+        write_json(temporary / "import.json", about)
+        write_json(temporary / "done.json", {"steps": 0})
+        check_free(folder)
 
 
 def check_free(folder: Path) -> None:
-    """Raises UserError where `folder` is there already."""
-    if folder.exists():
+    """Raises UserError where `folder` is there already, be it a link to nothing."""
+    if os.path.lexists(folder):
         raise UserError(f"--out {folder} is there already; name a new folder.")
 
 

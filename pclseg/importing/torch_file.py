@@ -9,6 +9,7 @@ the storages) and after them, for every storage, its length and its bytes.
 import dataclasses
 import io
 import math
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -78,6 +79,8 @@ def read_torch_file(path: Path) -> TorchFile:
         UserError: no such file, none of torch.save, a damaged one, or one that holds
             more than weights; nothing of it was executed.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe may never end
+        raise UserError(f"{path} is no file; name a .pth file.")
     try:
         with open(path, "rb") as file:
             value, storages = _read(file)
