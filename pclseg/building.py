@@ -67,6 +67,11 @@ class Stage:
             *([_UNLABELLED_FROM] if self.unlabelled else []),
         )
 
+    def label_subsets(self) -> tuple[str, ...]:
+        """The parts of the split whose labels this stage sees."""
+        learns = "label" in self.method.batch_keys
+        return (self.config.data.subset,) if learns else ()
+
     def example(self, num_rows: int | None = None) -> Batch:
         """A batch for shapes: zeros, but `num_slices` as it is.
 
@@ -394,18 +399,34 @@ def check_finished(folder: Path) -> None:
 
 def seen_patients(
     folder: Path, split: splits.Split, *, transductive: bool
-) -> list[str]:
-    """Patients that the weights in `folder`, RUN/STAGE, have seen.
+) -> dict[str, list[str]]:
+    """Patients whose images and labels the weights in `folder`, RUN/STAGE, have seen.
+
+    Returns:
+        {"images": everyone, "labels": those of them whose labels were learnt from}.
 
     Raises:
-        UserError: this run validates or tests on one of them and is not `transductive`.
+        UserError: this run validates or tests on one of them, and either it is not
+            `transductive` or the labels were seen too.
     """
     if not (folder / "patients.json").is_file():
         raise UserError(
             f"{folder} is no folder RUN/STAGE of a run: it holds no patients.json."
         )
     seen = read_json(folder / "patients.json")
-    leaked = sorted({*split.validation, *split.test}.intersection(seen))
+    if not isinstance(seen, dict):
+        raise UserError(
+            f"{folder} is of an earlier version, which did not record whose labels the"
+            " weights saw; train that stage again in a new folder."
+        )
+    held_out = {*split.validation, *split.test}
+    if told := sorted(held_out.intersection(seen["labels"])):
+        raise UserError(
+            f"{folder} was trained on the labels of {len(told)} patients that this run"
+            f" validates or tests on, {told[0]} first; its scores would mean nothing:"
+            " use weights of the same fold."
+        )
+    leaked = sorted(held_out.intersection(seen["images"]))
     if leaked and not transductive:
         raise UserError(
             f"{folder} was trained on {len(leaked)} patients that this run validates or"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # where it is a folder
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 

@@ -51,6 +51,11 @@ class Run:
             transductive=self.config.data.transductive,
         )
 
+    def patients(self, subsets: Sequence[str]) -> list[str]:
+        """Patients of the store in any of `subsets`, sorted."""
+        rows = [row for subset in subsets for row in self.rows(subset)]
+        return sorted({self.store.infos[row].patient for row in rows})
+
     def scored_subset(self) -> str:
         """The part that the final evaluation is about."""
         return "test" if self.split.test else "validation"
@@ -230,8 +235,10 @@ def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState
         return state
     _check_followers(run, stage.name)
     fresh = stage.init()
-    rows = [row for subset in stage.subsets() for row in run.rows(subset)]
-    seen = sorted({run.store.infos[row].patient for row in rows})
+    seen = {
+        "images": run.patients(stage.subsets()),
+        "labels": run.patients(stage.label_subsets()),
+    }
     source = stage.config.init_from
     if not source:
         log.info("%s: a new start from random weights", stage.name)
@@ -240,7 +247,7 @@ def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState
         building.check_finished(folder)
         transductive = run.config.data.transductive
         earlier = building.seen_patients(folder, run.split, transductive=transductive)
-        seen = sorted({*seen, *earlier})
+        seen = {kind: sorted({*seen[kind], *earlier[kind]}) for kind in seen}
         fresh = _transferred(folder, fresh, stage)
     write_json(run.workdir / stage.name / "patients.json", seen)
     return fresh

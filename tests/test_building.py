@@ -184,6 +184,36 @@ def test_weights_that_saw_held_out_patients_are_refused(place, outline, tmp_path
     assert list(building.outline(allowed).stages) == ["finetune"]
 
 
+@pytest.mark.parametrize("transductive", [True, False])
+def test_weights_that_saw_held_out_labels_are_refused_always(
+    transductive, place, outline, tmp_path
+):
+    held_out, stage = outline.split.validation[0], outline.stages["finetune"]
+    seen = [*outline.split.labelled, held_out]
+    stage_folder(tmp_path / "run", stage, patients=seen, labels=seen)
+    config = config_for(
+        place,
+        "scratch",
+        f"--config.finetune.init_from={tmp_path / 'run'}",
+        f"--config.data.transductive={transductive}",
+    )
+    with pytest.raises(UserError, match=rf"labels of 1 patients .* {held_out} first"):
+        building.outline(config)
+
+
+def test_weights_whose_labels_are_not_recorded_are_refused(place, outline, tmp_path):
+    stage_folder(tmp_path / "run", outline.stages["pretrain"], patients=[])
+    (tmp_path / "run" / "patients.json").write_text("[]")
+    source = f"--config.finetune.init_from={tmp_path / 'run'}"
+    with pytest.raises(UserError, match="is of an earlier version"):
+        building.outline(config_for(place, "scratch", source))
+
+
+def test_only_a_stage_that_learns_from_labels_sees_them(outline):
+    assert outline.stages["pretrain"].label_subsets() == ()
+    assert outline.stages["finetune"].label_subsets() == ("labelled",)
+
+
 def test_without_labels_only_pretraining_is_possible(tmp_path):
     nifti_tree(tmp_path / "data", labelled=0)
     no_labels = "--config.data.options.labels="

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from pclseg.errors import UserError
-from pclseg.files import append_text, read_json, write_json, write_text
+from pclseg.files import append_text, read_json, replacing, write_json, write_text
 from pclseg.train.stop import Stopped
 
 
@@ -21,6 +21,15 @@ def test_write_makes_folders_and_replaces(tmp_path):
     write_text(path, "line\r\n")
     assert path.read_bytes() == b"line\r\n"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_take_its_place_is_removed(tmp_path):
+    (tmp_path / "link").symlink_to("nothing")
+    with pytest.raises(UserError, match="link cannot be written"):
+        with replacing(tmp_path / "link") as temporary:
+            temporary.mkdir()
+            (temporary / "a.txt").touch()
+    assert os.listdir(tmp_path) == ["link"]
 
 
 @pytest.mark.parametrize("write", [write_text, append_text])

@@ -8,11 +8,18 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from tiny_nifti import InlinePool, clean_process, config_for, contents, nifti_tree
+from tiny_nifti import (
+    InlinePool,
+    chd_tree,
+    clean_process,
+    config_for,
+    contents,
+    nifti_tree,
+)
 
 from pclseg import building, models, runner
 from pclseg.cli import import_weights
-from pclseg.data import prepare
+from pclseg.data import datasets, prepare
 from pclseg.errors import UserError
 from pclseg.importing import stage
 from pclseg.importing.authors_unet import convert
@@ -208,7 +215,9 @@ def test_the_folder_is_a_finished_stage_with_its_origin(tmp_path, capsys):
     assert about["leaves"]["head.4.bias"] == "params/head/dense2/bias"
     assert len(about["dropped"]) == 8 and about["unknown"] == []
     seen = json.loads((folder / "patients.json").read_text())
-    assert (len(seen), seen[0], seen[-1]) == (100, "patient001", "patient100")
+    images = seen["images"]
+    assert (len(images), images[0], images[-1]) == (100, "patient001", "patient100")
+    assert seen["labels"] == []
     building.check_finished(folder)
     _, params, stats = load_weights(folder / "checkpoints")
     saved = {"params": params, "batch_stats": stats}
@@ -224,7 +233,29 @@ def test_the_folder_is_a_finished_stage_with_its_origin(tmp_path, capsys):
 def test_a_net_that_saw_labels_is_warned_of(path, seen, warned, tmp_path, capsys):
     code, stderr = run_import(capsys, path, f"--out={tmp_path / 'x'}", f"--seen={seen}")
     assert code == 0
-    assert ("warning: " in stderr and "has seen labels" in stderr) == warned
+    assert ("warning: " in stderr and "having seen labels" in stderr) == warned
+    seen = json.loads((tmp_path / "x" / "patients.json").read_text())
+    assert seen["labels"] == (seen["images"] if warned else [])
+
+
+@pytest.mark.parametrize("change", ["missing", "whole numbers", "no number"])
+def test_a_decoder_that_is_left_out_has_seen_labels_too(change):
+    tensors, name = tensors_of(UNET), "decoder.head.0.weight"
+    if change == "missing":
+        del tensors[name]
+    else:
+        kind, value = {"whole numbers": ("i4", 1), "no number": ("f4", np.nan)}[change]
+        tensors[name] = np.full(tensors[name].shape, value, kind)
+    imported = converted(tensors)
+    assert set(imported.variables["params"]) == {"encoder"}
+    assert "decoder.upscale5.weight" in imported.unknown
+    assert import_weights.segments(imported)
+
+
+def test_patients_of_chd_are_called_as_its_dataset_calls_them(tmp_path):
+    chd_tree(tmp_path)
+    cases = datasets.make("chd", raw_dir=tmp_path).cases
+    assert import_weights.seen_patients("chd") == tuple(c.patient for c in cases)
 
 
 # (arguments after the file, what the line says)
@@ -232,7 +263,7 @@ MISTAKES = {
     "out is there": (["--out=there", "--seen=none"], "--out there is there already"),
     "seen is no file": (
         ["--out=new", "--seen=adcc"],
-        "'adcc' is neither none nor acdc",
+        "'adcc' is not one of none, acdc, chd",
     ),
     "seen is a folder": (["--out=new", "--seen=there"], "Is a directory"),
     "seen is empty": (
@@ -240,6 +271,8 @@ MISTAKES = {
         "names no patient; write --se",
     ),
     "seen is no text": (["--out=new", "--seen=bytes.txt"], "read (no UTF-8)"),
+    "out is a link to nothing": (["--out=link", "--seen=none"], "is there already"),
+    "out of a long name": ([f"--out={300 * 'x'}", "--seen=none"], "name too long"),
     "out below a file": (["--out=empty.txt/new", "--seen=none"], "cannot be written"),
 }
 
@@ -248,6 +281,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_writes_nothing(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
+    Path("link").symlink_to("nothing")
     Path("empty.txt").write_text(" \n\n")
     Path("bytes.txt").write_bytes(b"\xff\xfe\xff")
     before = contents(tmp_path)
@@ -266,7 +300,9 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "write_json", full_disk)
     variables = convert(read_torch_file(CONTRAST)).variables
     with pytest.raises(UserError, match="full"):
-        stage.write_stage(tmp_path / "new", variables, patients=[], about={})
+        stage.write_stage(
+            tmp_path / "new", variables, patients=[], saw_labels=False, about={}
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -313,7 +349,8 @@ def test_fine_tuning_starts_from_the_imported_encoder(
     assert not np.array_equal(started[other], expected[other])
     assert json.loads((workdir / "finetune" / "done.json").read_text()) == {"steps": 2}
     seen = json.loads((workdir / "finetune" / "patients.json").read_text())
-    assert {"someone", "elsewhere", *outline.split.labelled} == set(seen)
+    everyone = sorted({"someone", "elsewhere", *outline.split.labelled})
+    assert seen == {"images": everyone, "labels": everyone}
 
 
 def test_weights_that_saw_held_out_patients_need_the_word_of_the_user(

@@ -64,6 +64,29 @@ def test_unpacked_files_are_read_and_leavings_of_other_systems_are_not(name, tmp
 
 
 @NAMES
+def test_links_in_circles_are_followed_once(name, tmp_path):
+    TREES[name](tmp_path)
+    (tmp_path / "x").symlink_to(".")
+    (tmp_path / "y").symlink_to(".")
+    cases = datasets.make(name, raw_dir=tmp_path).cases
+    assert cases[1].image_path == tmp_path / f"{SECOND[name][1]}.nii.gz"
+    assert len(cases) == COUNTS[name]
+
+
+@NAMES
+def test_a_folder_that_is_called_like_a_volume_is_none(name, tmp_path):
+    TREES[name](tmp_path)
+    path = tmp_path / f"{SECOND[name][1]}.nii"
+    packed = path.with_name(f"{path.name}.gz")
+    path.mkdir()
+    (path / path.name).write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+    cases = datasets.make(name, raw_dir=tmp_path).cases
+    assert cases[1].image_path == path / path.name
+    assert len(cases) == COUNTS[name]
+
+
+@NAMES
 @pytest.mark.parametrize("lacking", ["image", "label"])
 def test_a_file_that_is_missing_is_named_with_its_folder(name, lacking, tmp_path):
     TREES[name](tmp_path)

@@ -24,6 +24,7 @@ def stage_of(name, *, init_from=""):
         init=lambda: None,
         abstract=lambda: None,
         subsets=lambda: ("labelled",),
+        label_subsets=lambda: ("labelled",),
         config=config,
     )
 
@@ -49,7 +50,7 @@ def test_a_stage_does_not_start_from_an_unfinished_one(tmp_path):
         "pretrain": stage_of("pretrain"),
         "finetune": stage_of("finetune", init_from="pretrain"),
     }
-    run = SimpleNamespace(workdir=tmp_path, stages=names, rows=lambda subset: [])
+    run = SimpleNamespace(workdir=tmp_path, stages=names, patients=lambda subsets: [])
     with pytest.raises(UserError, match="pretrain is not finished.*; run that stage"):
         runner._first_state(run, names["finetune"], NO_CHECKPOINT)
 

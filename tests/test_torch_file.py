@@ -1,6 +1,7 @@
 """Files of torch.save: what is read, and what is refused with nothing executed."""
 
 import contextlib
+import os
 import pickle
 import random
 import struct
@@ -246,6 +247,30 @@ def test_a_pickle_that_is_refused(name, write, tmp_path):
     assert expected in refusal(write(tmp_path / "x.pth", entry(value)))
 
 
+ONES = 5_000 * b"K\x01"
+LONG = b"(" + ONES + b"t"
+AGAIN = b"h\x01h\x00R"  # the call of number 1 with the arguments of number 0
+REBUILD = named("torch._utils._rebuild_tensor_v2") + b"q\x01"
+START = b"(" + storage() + number(0)
+# A long tuple in arguments that stand in the file once and are used many times.
+COPIES = {
+    "shape": START + LONG + LONG + b"t",
+    "arguments": START + row(1) + row(1) + ONES + b"t",
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_what_is_copied_often_is_refused_where_it_is_long(name, tmp_path):
+    value = b"](" + COPIES[name] + b"q\x00" + REBUILD + 5_000 * AGAIN + b"e"
+    path = write_zip(tmp_path / "x.pth", entry(value))
+    assert "damaged (ValueError)" in refusal(path)
+
+
+def test_a_shape_of_many_axes_is_refused(tmp_path):
+    path = write_zip(tmp_path / "x.pth", entry(tensor(9 * (1,), 9 * (1,))))
+    assert "damaged (ValueError)" in refusal(path)
+
+
 def test_storages_without_a_name_are_refused(tmp_path):
     path = write_legacy(tmp_path / "x.pth", entry(tensor()))
     keys = b"\x80\x02](" + DEEP + b"e."
@@ -296,7 +321,8 @@ NO_WEIGHTS = {
         lambda path: path.write_bytes(pickle.dumps({"net": {}})),
         "no file of torch.save",
     ),
-    "folder": (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+    "folder": (lambda path: path.mkdir(), "is no file; name a .pth file"),
+    "pipe": (os.mkfifo, "is no file; name a .pth file"),
     "missing": (lambda path: None, "cannot be read: No such file"),
     "zip without pickle": (zip_without_pickle, "no file of torch.save"),
     "compressed zip": (compressed_zip, "is compressed"),
@@ -324,6 +350,10 @@ def test_what_is_no_file_of_weights(name, tmp_path, monkeypatch):
     make(tmp_path / "x.pth")
     assert expected in refusal(tmp_path / "x.pth")
     assert not (tmp_path / "CANARY").exists()
+
+
+def test_a_name_that_is_too_long_is_told(tmp_path):
+    assert "cannot be read: File name too long" in refusal(tmp_path / (300 * "x"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -634,6 +634,15 @@ def test_a_replacement_needs_limit_and_value():
         prepared(ramp(), replace_below=(1.0,))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_replacement_is_finite_in_float32(value, place):
+    options = [0.0, 1.0]
+    options[place] = value
+    with pytest.raises(UserError, match="replace_below is .* finite in float32"):
+        prepared(ramp(), replace_below=options)
+
+
 @pytest.mark.parametrize("limits", [(5, 5), (-1, 99), (99, 1), (0, 101)])
 def test_percentiles_out_of_order_are_refused(limits):
     with pytest.raises(UserError, match="clip_percentiles"):

@@ -156,7 +156,7 @@ def config_for(root: Path, arm: str = "pcl", *more: str) -> ConfigDict:
     return config
 
 
-def stage_folder(folder, stage, *, patients):
+def stage_folder(folder, stage, *, patients, labels=()):
     """RUN/STAGE of a finished run, as another run starts from it."""
     shapes = stage.abstract()
 
@@ -173,7 +173,8 @@ def stage_folder(folder, stage, *, patients):
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)
     checkpoints.save(state)
     checkpoints.close()
-    (folder / "patients.json").write_text(json.dumps(patients))
+    seen = {"images": list(patients), "labels": list(labels)}
+    (folder / "patients.json").write_text(json.dumps(seen))
     (folder / "done.json").write_text('{"steps": 7}')
 
 

@@ -12,13 +12,19 @@ from pathlib import Path
 
 from pclseg import __version__
 from pclseg.cli.status import exit_status
-from pclseg.data.datasets import acdc
+from pclseg.data.datasets import acdc, chd
 from pclseg.errors import UserError
 from pclseg.importing.authors_unet import Imported, convert
 from pclseg.importing.stage import check_free, write_stage
 from pclseg.importing.torch_file import read_torch_file
 
 log = logging.getLogger("pclseg.import_weights")  # also when run as __main__
+
+_KNOWN = {
+    "none": (),
+    "acdc": acdc.TRAINING_PATIENTS,
+    "chd": tuple(f"chd{number}" for number in chd.PATIENTS),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seen",
         required=True,
-        metavar="none|acdc|NAMES.txt",
+        metavar="none|acdc|chd|NAMES.txt",
         help="whom the weights were trained on, since a run refuses weights that saw"
         " its validation or test patients: none of your patients; patient001 to"
-        " patient100; or those of a text file, one a line. The official weights of"
-        " ACDC and CHD saw all patients of their data set, so that fine-tuning on it"
-        " needs --config.data.transductive=True",
+        " patient100; chd1001 to chd1128; or those of a text file, one a line."
+        " The official weights of ACDC and CHD saw all patients of their data set, so"
+        " that fine-tuning on it needs --config.data.transductive=True",
     )
     args = parser.parse_args(argv)
 
@@ -56,7 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "dropped": imported.dropped,
             "unknown": imported.unknown,
         }
-        write_stage(args.out, imported.variables, patients=patients, about=about)
+        write_stage(
+            args.out,
+            imported.variables,
+            patients=patients,
+            saw_labels=segments(imported),
+            about=about,
+        )
         log.info("%s", receipt(imported))
         log.info(
             "wrote %s, which has seen %d patients; start from it with"
@@ -66,11 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.out,
             imported.width,
         )
-
-        if patients and "decoder" in imported.variables["params"]:
+        if patients and segments(imported):
             log.warning(
-                "%s segments, so it has seen labels: scores on the patients that it saw"
-                " mean nothing, also where config.data.transductive allows them.",
+                "%s has a decoder, so it counts as having seen labels: no run may"
+                " validate or test on the patients that it saw.",
                 args.file,
             )
 
@@ -83,21 +94,25 @@ def seen_patients(seen: str) -> tuple[str, ...]:
     Raises:
         UserError: a file that cannot be read or names nobody.
     """
-    if seen == "none":
-        return ()
-    if seen == "acdc":
-        return acdc.TRAINING_PATIENTS
+    if seen in _KNOWN:
+        return _KNOWN[seen]
     try:
         lines = Path(seen).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--seen {seen!r} is neither none nor acdc, nor a text file that can be"
-            f" read ({getattr(error, 'strerror', 'no UTF-8')})."
+            f"--seen {seen!r} is not one of {', '.join(_KNOWN)}, nor a text file"
+            f" that can be read ({getattr(error, 'strerror', 'no UTF-8')})."
         ) from error
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise UserError(f"--seen {seen} names no patient; write --seen=none.")
     return names
+
+
+def segments(imported: Imported) -> bool:
+    """Whether the file has a decoder, whole or not, which labels may have trained."""
+    names = (*imported.leaves, *imported.unknown)
+    return any(name.partition(".")[0] == "decoder" for name in names)
 
 
 def receipt(imported: Imported) -> str:

@@ -66,10 +66,12 @@ def _check_image_options(
             f"config.data.prepare.clip_percentiles is {(low, high)}; expected"
             " 0 <= low < high <= 100."
         )
-    if len(replace_below) not in (0, 2):
+    largest = float(np.finfo(np.float32).max)
+    finite = all(abs(value) <= largest for value in replace_below)
+    if len(replace_below) not in (0, 2) or not finite:
         raise UserError(
             f"config.data.prepare.replace_below is {tuple(replace_below)}; expected"
-            " (limit, value), or () for none."
+            " (limit, value), finite in float32, or () for none."
         )
     if image_order not in range(6):
         raise UserError(

@@ -48,7 +48,7 @@ class Imported:
 
     Attributes:
         variables: {"params", "batch_stats"}, float32, with "encoder" and, where the
-            file has them whole, "head" and "decoder".
+            file has them whole and finite, "head" and "decoder".
         width: channels of the first level.
         leaves: name in the file -> (joined path of ours, shape of ours).
         dropped: known and without use here: counters of batches.
@@ -84,7 +84,6 @@ def convert(file: TorchFile) -> Imported:
             array = _float32(tensors[name]).transpose(leaf.axes)
             flat[leaf.path] = np.ascontiguousarray(array.reshape(shapes[leaf.path]))
             leaves[name] = ("/".join(leaf.path), shapes[leaf.path])
-            _check_values(file, name, flat[leaf.path])
     counters = {
         f"{name.removesuffix('running_mean')}num_batches_tracked"
         for name in leaves
@@ -194,6 +193,10 @@ def _misfits(
             yield name, f"has shape {tensors[name].shape}, where {expected} is expected"
         elif not np.issubdtype(tensors[name].dtype, np.floating):
             yield name, f"is {tensors[name].dtype}, where floats are expected"
+        elif not np.isfinite(_float32(tensors[name])).all():
+            yield name, "holds NaN or infinity, as of a net that diverged"
+        elif name.endswith("running_var") and tensors[name].min() < 0:
+            yield name, "holds a negative variance"
 
 
 def _refuse_misfit_of_encoder(file: TorchFile, misfits: Mapping[str, str]) -> None:
@@ -201,21 +204,12 @@ def _refuse_misfit_of_encoder(file: TorchFile, misfits: Mapping[str, str]) -> No
         if _part(name) == "encoder":
             found = ", ".join(ascii(n) for n in list(file.tensors)[:3]) or "none"
             raise UserError(
-                f"{file.path}: {name} {problem}; expected the 2-D U-Net of PCL's"
-                f" authors with one input channel, but the file's first names are"
-                f" {found:.300}."
+                f"{file.path}: {name} {problem}; expected sound weights of the 2-D"
+                f" U-Net of PCL's authors with one input channel; the file's first"
+                f" names are {found:.300}."
             )
 
 
 def _float32(array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # becomes infinite, which is refused
         return array.astype(np.float32)
-
-
-def _check_values(file: TorchFile, name: str, array: np.ndarray) -> None:
-    if not np.isfinite(array).all():
-        raise UserError(f"{file.path}: {name} holds NaN or infinity; the net diverged.")
-    if name.endswith("running_var") and array.min() < 0:
-        raise UserError(
-            f"{file.path}: {name} holds a negative variance; it is damaged."
-        )

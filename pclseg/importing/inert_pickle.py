@@ -10,6 +10,8 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
+_MOST_ARGUMENTS = 8
+
 
 class Refused(Exception):
     """A pickle asks for more than data; the message goes on from "the file"."""
@@ -96,6 +98,9 @@ class _Machine:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not (isinstance(function, Global) and isinstance(arguments, tuple)):
             raise TypeError
+        # A few bytes may name the same long tuple again and again.
+        if len(arguments) > _MOST_ARGUMENTS:
+            raise ValueError
         self.push(self.constructors[function.name](*arguments))
 
     def build(self) -> None:

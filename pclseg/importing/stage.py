@@ -1,6 +1,6 @@
 """Weights from elsewhere as a finished stage, which `init_from` of a config takes."""
 
-import shutil
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ def write_stage(
     variables: Variables,
     *,
     patients: Iterable[str],
+    saw_labels: bool,
     about: dict[str, Any],
 ) -> None:
     """Writes `folder`, whole or not at all.
@@ -27,26 +28,25 @@ def write_stage(
         folder: `checkpoints/`, `done.json`, `patients.json` and `import.json`.
         variables: {"params", "batch_stats"}, float32.
         patients: that the weights have seen.
+        saw_labels: the labels of these patients too.
         about: where they come from, JSON-able.
 
     Raises:
         UserError: `folder` is there already, or the disk is full or broken.
     """
+    images = sorted(set(patients))
+    seen = {"images": images, "labels": images if saw_labels else []}
     with replacing(folder) as temporary:
-        try:
-            _save(temporary / "checkpoints", variables)
-            write_json(temporary / "patients.json", sorted(set(patients)))
-            write_json(temporary / "import.json", about)
-            write_json(temporary / "done.json", {"steps": 0})
-            check_free(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        _save(temporary / "checkpoints", variables)
+        write_json(temporary / "patients.json", seen)
+        write_json(temporary / "import.json", about)
+        write_json(temporary / "done.json", {"steps": 0})
+        check_free(folder)
 
 
 def check_free(folder: Path) -> None:
-    """Raises UserError where `folder` is there already."""
-    if folder.exists():
+    """Raises UserError where `folder` is there already, be it a link to nothing."""
+    if os.path.lexists(folder):
         raise UserError(f"--out {folder} is there already; name a new folder.")
 
 

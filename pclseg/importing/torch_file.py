@@ -9,6 +9,7 @@ the storages) and after them, for every storage, its length and its bytes.
 import dataclasses
 import io
 import math
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -31,6 +32,7 @@ _DTYPES = {
 }
 _ENTRIES = ("net", "state_dict")  # the authors' name, and the usual one
 _LARGEST = 2**48  # of a length that is believed
+_MOST_AXES = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,8 @@ def read_torch_file(path: Path) -> TorchFile:
         UserError: no such file, none of torch.save, a damaged one, or one that holds
             more than weights; nothing of it was executed.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe may never end
+        raise UserError(f"{path} is no file; name a .pth file.")
     try:
         with open(path, "rb") as file:
             value, storages = _read(file)
@@ -198,6 +202,9 @@ def _rebuild_parameter(tensor: Any, *_gradient: Any) -> _Tensor:
 
 
 def _counts(values: Any) -> tuple[int, ...]:
+    # First: a few bytes may name the same long list again and again.
+    if len(values) > _MOST_AXES:
+        raise ValueError
     if any(type(value) is not int or not 0 <= value < _LARGEST for value in values):
         raise ValueError
     return tuple(values)

@@ -1,9 +1,9 @@
 """Datasets of one image and one label a patient, whose number is in both names."""
 
-import glob
 import logging
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pclseg.data.datasets.base import (
@@ -73,9 +73,8 @@ def paired_cases(
 def _by_number(root: Path, template: str) -> dict[str, Path]:
     """{number: file} of the files below `root` that are called as the template says."""
     pattern = re.escape(template).replace(r"\{\}", r"(\d+)")
-    hits = sorted(glob.glob("**/*", root_dir=root, recursive=True), key=natural_key)
     found: dict[str, Path] = {}
-    for path in (root / hit for hit in hits):
+    for path in sorted(_files_below(root), key=natural_key):
         match = re.fullmatch(pattern, stem(path))
         if match and is_nifti(path):
             first = found.setdefault(match[1], path)
@@ -85,6 +84,19 @@ def _by_number(root: Path, template: str) -> dict[str, Path]:
                     " of them out."
                 )
     return found
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """Files at any depth, those of a folder once, though links may lead in circles."""
+    visited = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            folders.clear()  # where os.walk goes on
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from filter(os.path.isfile, (Path(folder, name) for name in files))
 
 
 def _require_partners(
