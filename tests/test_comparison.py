@@ -9,11 +9,11 @@ import statistics as plain
 import numpy as np
 import pytest
 from scipy import stats
-from test_tables import NAMES, PCL, SCRATCH, write_run
+from test_tables import NAMES, PCL, SCRATCH, _run, write_run
 
 from pclseg.cli import table
 from pclseg.errors import UserError
-from pclseg.reports import comparison, runs, tables
+from pclseg.reports import comparison, estimates, runs, tables
 
 METRICS = {
     "dice": 1,
@@ -343,6 +343,22 @@ def test_identical_arms_differ_by_nothing():
     assert (found["mean"], found["p"], found["p_holm"]) == (0, 1, 1)
     assert (found["better"], found["worse"], found["equal"]) == (0, 0, 3)
     assert found["interval"] == [0, 0]
+
+
+def test_equal_scores_of_unequally_many_seeds_differ_by_nothing():
+    dice = {f"case{n}": (0.7, 0.7) for n in range(25)}
+    seeds = [_run("pcl", 0, dice, seed=seed) for seed in range(3)]
+    numbers = comparison.numbers([_run("scratch", 0, dice), *seeds], baseline=None)
+    found = numbers["metrics"]["dice"]["differences"][0]["overall"]
+    assert (found["better"], found["worse"], found["equal"]) == (0, 0, 25)
+    assert (found["p"], found["interval"]) == (1, [0, 0])
+
+
+def test_cases_of_a_patient_that_cancel_out_are_no_difference():
+    of_cases = {"a": 0.1, "b": 0.2, "c": -0.3}
+    assert 0 < abs(np.mean([*of_cases.values()])) < 1e-15  # what rounding leaves
+    found = estimates.tested(of_cases, dict.fromkeys(of_cases, "p"), "higher")
+    assert (found["better"], found["worse"], found["equal"]) == (0, 0, 1)
 
 
 def test_arms_without_a_shared_fold_have_no_difference():

@@ -325,6 +325,17 @@ def test_only_a_run_with_pretraining_can_be_transductive(tmp_path):
     assert not runs.read_run(scratch)["transductive"]
 
 
+def test_a_run_from_scratch_that_learns_from_unlabelled_images_is_transductive(
+    tmp_path,
+):
+    path = write_run(tmp_path / "tcsm", SCRATCH[0], transductive=True, init_from="")
+    config = json.loads((path / "config.json").read_text())
+    for size, expected in ((0, False), (4, True)):
+        config["finetune"]["data"] = {"unlabelled_batch_size": size}
+        (path / "config.json").write_text(json.dumps(config))
+        assert runs.read_run(path)["transductive"] is expected
+
+
 @pytest.mark.parametrize(
     ("missing", "message"),
     [

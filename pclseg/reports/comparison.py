@@ -47,7 +47,7 @@ def numbers(runs: Sequence[Run], *, baseline: str | None) -> Numbers:
         A dict, fit for JSON:
 
         - "baseline": str; "arms": [str], the baseline first, "[transductive]" added to
-          those whose pre-training saw held-out images; "classes": [str];
+          those whose training saw held-out images; "classes": [str];
           "label_counts": [int], ascending, 0 (all training patients) last; "runs": int;
           "tolerance_mm": float or None; "transductive": bool, of any run;
           "bootstrap": {"seed", "resamples", "level"}.

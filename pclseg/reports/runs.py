@@ -119,11 +119,19 @@ def _run(config: dict[str, Any], summary: dict[str, Any], rows: list[Row]) -> Ru
         rows=rows,
         dataset=data["name"],
         tolerance_mm=config["evaluate"]["tolerance_mm"],
-        # A run from scratch has seen nobody, whatever the setting says.
         transductive=data["transductive"]
-        and any(config[stage]["init_from"] for stage in config["stages"]),
+        and any(_sees_unlabelled(config[stage]) for stage in config["stages"]),
         pooled={key: summary[key]["mean"] for key in POOLED if summary.get(key)},
     )
+
+
+def _sees_unlabelled(stage: Mapping[str, Any]) -> bool:
+    """Whether a stage learns from images without labels, itself or by its start.
+
+    Others have seen no held-out image, whatever `data.transductive` says.
+    """
+    itself = stage.get("data", {}).get("unlabelled_batch_size", 0) > 0
+    return itself or bool(stage["init_from"])
 
 
 def _check_apart(workdir: Path, run: Run) -> None:
