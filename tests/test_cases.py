@@ -84,6 +84,19 @@ def test_empty_masks_are_told_apart():
     assert cases.exclusions([both, one]) == expected
 
 
+def test_a_missed_class_of_unknown_spacing_counts_where_its_nsd_is_missing():
+    (row,) = cases.case_rows(
+        _info(spacing_known=False),
+        _volume(),
+        _volume(RV=(1, 3)),
+        NAMES[:2],
+        tolerance_mm=2,
+    )
+    assert row["dice"] == 0 and math.isnan(row["nsd"])
+    expected = {"both_empty": 0, "one_empty": 0, "spacing_unknown": 1}
+    assert cases.exclusions([row]) == expected
+
+
 def test_file_gives_back_the_rows_bit_for_bit(tmp_path):
     rows = [
         _row("a", "RV", 1 / 3, math.pi),

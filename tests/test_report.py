@@ -448,7 +448,7 @@ def test_cases_are_shown_with_the_prediction_in_the_run(tmp_path):
         ([0.02, 0.2], 0.01, "more than chance"),
         ([-0.2, -0.02], 0.05, "more than chance"),
         ([-0.02, 0.2], 0.01, "Chance among patients may"),
-        ([0.02, 0.2], 0.06, "not settled"),
+        ([0.02, 0.2], 0.06, "does not contain 0, but the test gives p > 0.05: not set"),
         (None, 1.0, "Nothing can be said"),
     ],
 )
@@ -709,7 +709,7 @@ def test_a_summary_names_the_best_arm_and_those_that_differ():
     }
     few, every = sentences.summaries(numbers)
     assert few.startswith("With 2 labelled patients, b reaches")
-    assert "It is the best of 4 arms compared with scratch." in few
+    assert "Of the differences of 4 arms to scratch it is the highest." in few
     assert few.endswith("2 are better (a, b) and 1 is worse (c).")
     assert every == sentences.comparisons(numbers)[-1]  # one arm: nothing to sum up
 
@@ -721,7 +721,7 @@ def test_many_comparisons_are_summed_up_and_kept(tmp_path, monkeypatch):
     made = [make_run(tmp_path / a, arm=a) for a in ("scratch", "b", "c")]
     found = Page(page.make_page(made, baseline=None))
     assert "All 2 comparisons" in found.text
-    (summed,) = re.findall("It is the best of 2 arms", found.text)
+    (summed,) = re.findall("Of the differences of 2 arms to scratch", found.text)
     assert found.text.count("over the same cases the difference is") == 3
     assert ("details", {"class": "printed"}) in found.tags
 

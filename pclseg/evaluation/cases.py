@@ -191,14 +191,20 @@ def case_values(
 
 
 def exclusions(rows: Iterable[Row]) -> dict[str, int]:
-    """How many rows lack a metric, by reason; a row counts under one reason only."""
+    """How many rows lack a metric, by reason; a row counts under one reason only.
+
+    Every row that is not both_empty has an NSD if its spacing is known, so one without
+    counts as spacing_unknown, also where one of its masks is empty.
+    """
     found = {"both_empty": 0, "one_empty": 0, "spacing_unknown": 0}
     for row in rows:
         empty = (row["predicted_voxels"] == 0) + (row["labelled_voxels"] == 0)
-        if empty:
-            found["both_empty" if empty == 2 else "one_empty"] += 1
-        elif math.isnan(row["hd95_mm"]):
+        if empty == 2:
+            found["both_empty"] += 1
+        elif math.isnan(row["nsd"]):
             found["spacing_unknown"] += 1
+        elif empty:
+            found["one_empty"] += 1
     return found
 
 
