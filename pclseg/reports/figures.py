@@ -3,10 +3,12 @@
 Every function writes one file, in the format of its suffix: .png, .svg or .webp.
 """
 
+import contextlib
 import csv
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,21 @@ LINE_IN_LEGEND, BETWEEN_COLUMNS = 7, 3  # characters
 ROW_INCHES = 0.21  # of a legend
 
 
+@contextlib.contextmanager
+def _plain_matplotlib() -> Iterator[None]:
+    """Whatever a user has set, in a file or by MPLBACKEND, figures are the same."""
+    # An unknown backend would stop the import; nothing here opens a window.
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Overlay:
     """One case to be drawn; all arrays in the prepared grid.
@@ -63,6 +80,7 @@ class Overlay:
     spacing: tuple[float, float, float]
 
 
+@_plain_matplotlib()
 def training_curves(
     path: str | Path,
     sources: Mapping[str, Sequence[str | Path]],
@@ -128,6 +146,7 @@ def training_curves(
     _save(figure, path)
 
 
+@_plain_matplotlib()
 def overlays(
     path: str | Path,
     cases: Sequence[Overlay],
@@ -161,6 +180,7 @@ def overlays(
     _save(figure, path)
 
 
+@_plain_matplotlib()
 def similarity_against_distance(
     path: str | Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 ) -> None:
@@ -199,6 +219,7 @@ def similarity_against_distance(
     _save(figure, path)
 
 
+@_plain_matplotlib()
 def label_efficiency(
     path: str | Path, efficiency: Mapping[str, Any], *, level: float
 ) -> None:
@@ -251,6 +272,7 @@ def label_efficiency(
     _save(figure, path)
 
 
+@_plain_matplotlib()
 def embedding_map(
     path: str | Path,
     maps: Mapping[str, tuple[np.ndarray, np.ndarray]],

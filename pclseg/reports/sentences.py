@@ -39,8 +39,9 @@ def _summary(differences: Sequence[Numbers], numbers: Numbers) -> str:
     lower = [d["arm"] for d in sure if d["overall"]["mean"] < 0]
     return (
         f"{_comparison(best, numbers)} Of the differences of"
-        f" {len(known)} arms to {numbers['baseline']} it is the highest. Beyond chance among patients,"
-        f" {_those(higher, 'better')} and {_those(lower, 'worse')}."
+        f" {len(known)} arms to {numbers['baseline']} it is the highest. Beyond"
+        f" chance among patients, {_those(higher, 'better')} and"
+        f" {_those(lower, 'worse')}."
     )
 
 
