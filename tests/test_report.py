@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from pclseg.cli import report, table
 from pclseg.data import volume
 from pclseg.data.volume_file import write_label
 from pclseg.errors import UserError
+from pclseg.evaluation import cases
 from pclseg.files import write_json
 from pclseg.reports import (
     artifacts,
@@ -371,6 +373,42 @@ def test_runs_that_cannot_be_reported_are_named_in_one_line(
     assert out.read_text() == "old"
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.json", "[]", "lacks 'arm'"),
+        ("config.json", None, "config.json has arm = '5'"),
+        ("summary.json", '{"labelled_patients": null}', "labelled_patients = 'None'"),
+        ("summary.json", '{"labelled_patients": [[]]}', "labelled_patients = '[[]]'"),
+        (
+            "summary.json",
+            '{"labelled_patients": [], "dice_pooled_best": 5}',
+            "is broken (TypeError",
+        ),
+        ("run.json", "null", "run.json lacks 'command'"),
+        ("run.json", "[{}]", "run.json lacks 'command'"),
+        ("run.json", '[{"command": []}]', "run.json has command = '[]'"),
+        ("dataset.json", "{}", "dataset.json lacks 'fingerprint'"),
+        ("cases.csv", "x" * 200_000, "cases.csv holds a broken row"),
+        ("finetune/metrics.csv", "x" * 200_000, "metrics.csv is broken"),
+        ("finetune/metrics.csv", "step,loss\nx,1\n", "metrics.csv is broken"),
+        ("finetune/metrics.csv", "step,loss\n1,x\n", "metrics.csv is broken"),
+    ],
+)
+def test_a_broken_file_of_a_run_is_named_in_one_line(
+    tmp_path, capsys, file, text, message
+):
+    run = make_run(tmp_path / "run", arm="scratch")
+    if text is None:
+        change(run, lambda config: config.update(arm=5))
+    else:
+        (run / file).write_text(text)
+    assert report.main([str(run), f"--out={tmp_path / 'report.html'}"]) == 1
+    _, error = capsys.readouterr()
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error and Path(file).name in error
+
+
 def change(workdir, edit):
     config = json.loads((workdir / "config.json").read_text())
     edit(config)
@@ -420,8 +458,10 @@ def test_cases_are_shown_with_the_prediction_in_the_run(tmp_path):
     store = write(tmp_path / "store", volumes)
     workdir = make_run(tmp_path / "run", arm="pcl")
     write_json(workdir / "dataset.json", {"store": str(store)})
-    text = (workdir / "cases.csv").read_text()
-    (workdir / "cases.csv").write_text(re.sub(r"p\d_1", "case_1", text))
+    rows = cases.read_cases(workdir / "cases.csv")
+    of_one = [row for row in rows if row["case"] == rows[0]["case"]]
+    renamed = [row | {"case": "case_1"} for row in of_one]
+    cases.write_cases(workdir / "cases.csv", renamed)
     info = volumes[1].info
     image = tmp_path / "image.nii.gz"
     nib.save(

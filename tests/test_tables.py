@@ -295,7 +295,7 @@ def write_run(folder, run, *, init_from="pretrain", transductive=False):
         "seed": run["seed"],
         "data": {"name": "acdc", "split": split, "transductive": transductive},
         "stages": ["finetune"],
-        "finetune": {"init_from": init_from},
+        "finetune": {"init_from": init_from, "data": {}},
         "evaluate": {"tolerance_mm": 2.0},
     }
     (folder / "config.json").write_text(json.dumps(config))
@@ -368,5 +368,5 @@ def test_run_without_cases_and_foreign_config_are_named(tmp_path):
         runs.read_run(empty)
     foreign = write_run(tmp_path / "foreign", SCRATCH[0])
     (foreign / "config.json").write_text('{"data": {}}')
-    with pytest.raises(UserError, match="foreign: config.json .* lacks 'arm'"):
+    with pytest.raises(UserError, match="foreign/config.json lacks 'arm'"):
         runs.read_run(foreign)

@@ -106,13 +106,16 @@ def training_curves(
     Raises:
         UserError: a file cannot be read, or no file has one of the columns.
     """
-    tables = {arm: [_read_rows(Path(f)) for f in fs] for arm, fs in sources.items()}
+    tables = {
+        arm: {Path(f): _read_rows(Path(f)) for f in fs} for arm, fs in sources.items()
+    }
     figure = _figure(5.0 * len(columns), 3.4)
     all_axes = np.atleast_1d(figure.subplots(1, len(columns)))
     for axes, (column, axis_label) in zip(all_axes, columns.items(), strict=True):
         drawn = False
         for number, (arm, runs) in enumerate(tables.items()):
-            series = [s for s in (_series(rows, column) for rows in runs) if s]
+            found = [_series(path, rows, column) for path, rows in runs.items()]
+            series = [of_run for of_run in found if of_run]
             steps = _shared_steps(series)
             if not steps:
                 continue
@@ -132,7 +135,9 @@ def training_curves(
                 )
             drawn = True
         if not drawn:
-            known = sorted({key for t in tables.values() for r in t for key in r[0]})
+            known = sorted(
+                {key for t in tables.values() for r in t.values() for key in r[0]}
+            )
             raise UserError(
                 f"no file of {', '.join(sources)} has numbers in the column {column!r};"
                 f" the columns are: {', '.join(known)}."
@@ -328,6 +333,8 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
             f"{path} cannot be read ({error.strerror}); expected the metrics of a run."
             " Start the run again to finish it."
         ) from error
+    except (csv.Error, ValueError) as error:
+        raise _broken(path, error) from error
     if not rows or "step" not in rows[0]:
         raise UserError(
             f"{path} has no rows with a column 'step'; expected the metrics of a run."
@@ -336,10 +343,23 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _series(rows: Sequence[Mapping[str, str]], column: str) -> dict[int, float]:
-    """{step: value} in the order of the steps."""
-    found = {int(row["step"]): float(row[column]) for row in rows if row.get(column)}
+def _series(
+    path: Path, rows: Sequence[Mapping[str, str]], column: str
+) -> dict[int, float]:
+    """{step: value} in the order of the steps; `path` is where the rows are from."""
+    having = [row for row in rows if row.get(column)]
+    try:
+        found = {int(row["step"]): float(row[column]) for row in having}
+    except (TypeError, ValueError) as error:
+        raise _broken(path, error) from error
     return dict(sorted(found.items()))
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is broken ({error}); expected the metrics of a run. Restore it, or"
+        " start the run again in a new --workdir."
+    )
 
 
 def _shared_steps(series: Sequence[Mapping[int, float]]) -> list[int]:
