@@ -422,7 +422,11 @@ def test_no_run_is_told():
 
 @pytest.mark.parametrize(
     ("out", "message"),
-    [(".", "is a folder; name a file"), ("file/report.html", "cannot be written")],
+    [
+        (".", "is a folder; name a file"),
+        ("file/report.html", "cannot be written"),
+        ("a" * 300, "cannot be written: File name too long"),
+    ],
 )
 def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch, out, message):
     (tmp_path / "file").touch()

@@ -362,6 +362,12 @@ def test_run_that_scores_a_patient_it_learned_from_is_refused(tmp_path):
         runs.read_run(write_run(tmp_path / "run", seen))
 
 
+def test_an_arm_that_looks_like_a_transductive_one_is_refused(tmp_path):
+    named = SCRATCH[0] | {"arm": "pcl [transductive]"}
+    with pytest.raises(UserError, match="has the arm 'pcl .transductive.'; expected"):
+        runs.read_run(write_run(tmp_path / "run", named))
+
+
 def test_run_without_cases_and_foreign_config_are_named(tmp_path):
     empty = write_run(tmp_path / "empty", SCRATCH[0] | {"rows": []})
     with pytest.raises(UserError, match="cases.csv holds no case"):

@@ -1,5 +1,6 @@
 """One HTML page about a comparison of runs; it needs no network and no script."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def write_page(out: Path, workdirs: Sequence[Path], *, baseline: str | None) -> 
         UserError: a run that cannot be read, runs that cannot be compared, a page of
             more than 20 MB, a place that cannot be written.
     """
-    if out.is_dir():
+    if os.path.isdir(out):  # which, unlike Path.is_dir, bears a name that is too long
         raise UserError(f"--out {out} is a folder; name a file, as {out}/report.html.")
     html = make_page(workdirs, baseline=baseline)
     # The name of a file may hold bytes that are no text.

@@ -54,6 +54,12 @@ def read_run(workdir: str | Path) -> Run:
             " in a new --workdir."
         ) from error
     _check_apart(workdir, run)
+    if run["arm"].endswith(TRANSDUCTIVE):
+        raise UserError(
+            f"{workdir / 'config.json'} has the arm {run['arm']!r}; expected a name"
+            f" without{TRANSDUCTIVE}, which tables add: else two arms look like one."
+            " Rename it in that file."
+        )
     return run
 
 
