@@ -64,6 +64,16 @@ def _one_of(*choices: Any) -> Rule:
 
 
 _TEXT = Rule("a text", lambda v: isinstance(v, str))
+# It is part of folder names; tables add to it in brackets.
+_ARM = Rule(
+    "a name of printable characters without [, ], / and \\ or spaces around it",
+    lambda v: (
+        isinstance(v, str)
+        and v == v.strip() != ""
+        and v.isprintable()
+        and not {*"[]/\\"} & {*v}
+    ),
+)
 _FLAG = Rule("True or False", lambda v: isinstance(v, bool))
 _SECTION = Rule("a section, dict(...)", lambda v: isinstance(v, Section))
 # A stage's name is that of a section and of a folder of the run directory.
@@ -82,7 +92,7 @@ _SEED = whole(0, 2**32 - 1)
 _POSITIVE = _real("> 0", lambda v: v > 0)
 _NOT_NEGATIVE = _real(">= 0", lambda v: v >= 0)
 
-_RUN = {"arm": _TEXT, "seed": _SEED, "stages": _NAMES}
+_RUN = {"arm": _ARM, "seed": _SEED, "stages": _NAMES}
 _DATA = {
     "name": _TEXT,
     "raw_dir": _TEXT,

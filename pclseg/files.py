@@ -19,8 +19,10 @@ def replacing(path: Path) -> Iterator[Path]:
     The name ends like `path` and begins with a dot.
 
     Raises:
-        UserError: a full or broken disk.
+        UserError: a full or broken disk; a path without a name, such as "." or "/".
     """
+    if not path.name:
+        raise UserError(f"{path} cannot be written: it is a folder; name a file in it.")
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -84,6 +84,19 @@ def test_empty_masks_are_told_apart():
     assert cases.exclusions([both, one]) == expected
 
 
+def test_a_missed_class_of_unknown_spacing_counts_where_its_nsd_is_missing():
+    (row,) = cases.case_rows(
+        _info(spacing_known=False),
+        _volume(),
+        _volume(RV=(1, 3)),
+        NAMES[:2],
+        tolerance_mm=2,
+    )
+    assert row["dice"] == 0 and math.isnan(row["nsd"])
+    expected = {"both_empty": 0, "one_empty": 0, "spacing_unknown": 1}
+    assert cases.exclusions([row]) == expected
+
+
 def test_file_gives_back_the_rows_bit_for_bit(tmp_path):
     rows = [
         _row("a", "RV", 1 / 3, math.pi),
@@ -112,8 +125,21 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
         ("", "lacks the columns case"),
         (",".join(cases.COLUMNS) + "\na,p,1,1,RV,high,,,,1,1\n", "broken row .*high"),
         (",".join(cases.COLUMNS) + "\na,p,1\n", "broken row"),
+        (",".join(cases.COLUMNS) + "\na,p,1,1,RV,inf,,,,1,1\n", "dice of case 'a' is"),
+        (",".join(cases.COLUMNS) + "\na,p,1,1,RV,-3,,,,1,1\n", "dice of case 'a' is"),
+        (",".join(cases.COLUMNS) + "\na,p,1,1,RV,1,-1,,,1,1\n", "hd95_mm of case 'a'"),
+        (",".join(cases.COLUMNS) + "\na,p,1,1,RV,1,,inf,,1,1\n", "asd_mm of case 'a'"),
+        (",".join(cases.COLUMNS) + "\na,p,1,1,RV,1,,,1.5,1,1\n", "nsd of case 'a' is"),
+        (
+            ",".join(cases.COLUMNS) + 2 * "\na,p,1,1,RV,1,,,,1,1",
+            "'a' has class 'RV' tw",
+        ),
+        ("x" * 200_000, "broken row"),
     ],
-    ids=["other", "empty", "word", "short"],
+    ids=[
+        *("other", "empty", "word", "short", "dice inf", "dice < 0", "hd95 < 0"),
+        *("asd inf", "nsd > 1", "twice", "huge cell"),
+    ],
 )
 def test_a_file_that_is_no_table_of_cases_is_named(tmp_path, text, message):
     (tmp_path / "cases.csv").write_text(text)

@@ -9,11 +9,11 @@ import statistics as plain
 import numpy as np
 import pytest
 from scipy import stats
-from test_tables import NAMES, PCL, SCRATCH, write_run
+from test_tables import NAMES, PCL, SCRATCH, _run, write_run
 
 from pclseg.cli import table
 from pclseg.errors import UserError
-from pclseg.reports import comparison, runs, tables
+from pclseg.reports import comparison, estimates, runs, tables
 
 METRICS = {
     "dice": 1,
@@ -307,10 +307,12 @@ def test_what_is_missing_or_small_is_said(compared):
     numbers, _ = compared
     said = "\n".join(numbers["warnings"])
     assert "gcl with 6 labelled has no run of fold 2" in said
-    assert "With 5 patients in 6 comparisons the smallest p" in said
+    assert "With 5 patients the smallest p" in said  # 5 others have 8, so come first
     assert "from 8 patients are too narrow" in said
     assert "SD over 2 folds" in said and "SD over 3 folds" not in said
-    assert "One training a fold" not in said  # pcl has two seeds
+    assert "One training a fold of scratch with 2 labelled, gcl with 2" in said
+    assert "pcl with 2 labelled has other seeds than scratch in fold 0, 1, 2" in said
+    assert "gcl with 2 labelled has other seeds" not in said
 
 
 def test_order_of_the_runs_changes_no_number(compared, tmp_path):
@@ -345,6 +347,22 @@ def test_identical_arms_differ_by_nothing():
     assert found["interval"] == [0, 0]
 
 
+def test_equal_scores_of_unequally_many_seeds_differ_by_nothing():
+    dice = {f"case{n}": (0.7, 0.7) for n in range(25)}
+    seeds = [_run("pcl", 0, dice, seed=seed) for seed in range(3)]
+    numbers = comparison.numbers([_run("scratch", 0, dice), *seeds], baseline=None)
+    found = numbers["metrics"]["dice"]["differences"][0]["overall"]
+    assert (found["better"], found["worse"], found["equal"]) == (0, 0, 25)
+    assert (found["p"], found["interval"]) == (1, [0, 0])
+
+
+def test_cases_of_a_patient_that_cancel_out_are_no_difference():
+    of_cases = {"a": 0.1, "b": 0.2, "c": -0.3}
+    assert 0 < abs(np.mean([*of_cases.values()])) < 1e-15  # what rounding leaves
+    found = estimates.tested(of_cases, dict.fromkeys(of_cases, "p"), "higher")
+    assert (found["better"], found["worse"], found["equal"]) == (0, 0, 1)
+
+
 def test_arms_without_a_shared_fold_have_no_difference():
     apart = [*SCRATCH[:1], *PCL[1:]]
     numbers = comparison.numbers(apart, baseline="scratch")
@@ -376,6 +394,29 @@ def test_a_metric_that_no_case_has_is_none():
 def test_one_training_a_fold_is_said():
     said = comparison.numbers(SCRATCH + PCL, baseline=None)["warnings"]
     assert any(sentence.startswith("One training a fold") for sentence in said)
+
+
+def _shifted(arm, folds, shift):
+    """Runs over the patients of folds, all better by a number of their own."""
+    for fold, patients in folds.items():
+        yield _run(
+            arm,
+            fold,
+            {f"p{n}": (0.5 + shift * (1 + n / 100), 0.5) for n in patients},
+        )
+
+
+def test_few_patients_are_only_warned_of_where_holm_cannot_reach_significance():
+    small, large = {0: range(6)}, {0: range(6), 1: range(6, 30)}
+    made = [*_shifted("scratch", large, 0), *_shifted("a", large, 0.1)]
+    made += _shifted("b", small, 0.1)
+    numbers = comparison.numbers(made, baseline=None)
+    tests = [d["overall"] for d in numbers["metrics"]["dice"]["differences"]]
+    assert [(t["patients"], t["p_holm"] < 0.05) for t in tests] == [(30, 1), (6, 1)]
+    assert not any("smallest p" in sentence for sentence in numbers["warnings"])
+    numbers = comparison.numbers([*made, *_shifted("c", small, 0.2)], baseline=None)
+    said = "\n".join(numbers["warnings"])
+    assert "With 6 patients or fewer in 2 comparisons the smallest p" in said
 
 
 OTHER = {

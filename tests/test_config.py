@@ -207,6 +207,16 @@ RANGES = {
 }
 
 
+@pytest.mark.parametrize("arm", ["", " ", "a\nb", "pcl [transductive]", "a/b", "a\\b"])
+def test_an_arm_that_names_no_folder_or_another_arm_is_refused(arm):
+    config = phantom()
+    config.arm = arm
+    with pytest.raises(UserError, match="config.arm is .*expected a name of printable"):
+        check_config(config, 1)
+    config.arm = "pcl, lr=0.1 (mixup)"
+    check_config(config, 1)
+
+
 @pytest.mark.parametrize("text", RANGES)
 def test_value_out_of_range_is_named_with_the_range(text):
     config = phantom()

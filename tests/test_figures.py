@@ -1,5 +1,6 @@
 """Figures: they are written whole, with what they say in them, and without warnings."""
 
+import os
 import subprocess
 import sys
 
@@ -295,6 +296,26 @@ def test_a_failed_save_leaves_the_old_figure_alone(tmp_path, monkeypatch):
         figures.similarity_against_distance(path, {"after": (bins, bins, bins)})
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["s.png"]
+
+
+def test_settings_of_the_user_change_no_figure(tmp_path):
+    drawing = (
+        "import sys, pathlib; import numpy as np; from pclseg.reports import figures;"
+        " bins = np.arange(3); figures.similarity_against_distance("
+        "pathlib.Path(sys.argv[1]), {'after': (bins, bins, bins)})"
+    )
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 30\n")
+    own = {"MPLBACKEND": "foo", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    for name, settings in (("plain", {}), ("own", own)):
+        done = subprocess.run(
+            [sys.executable, "-c", drawing, str(tmp_path / f"{name}.svg")],
+            env={**os.environ, **settings},
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    same = (tmp_path / "own.svg").read_bytes() == (tmp_path / "plain.svg").read_bytes()
+    assert same
 
 
 def test_import_loads_neither_matplotlib_nor_jax():

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from pclseg.cli import report, table
 from pclseg.data import volume
 from pclseg.data.volume_file import write_label
 from pclseg.errors import UserError
+from pclseg.evaluation import cases
 from pclseg.files import write_json
 from pclseg.reports import (
     artifacts,
@@ -371,6 +373,42 @@ def test_runs_that_cannot_be_reported_are_named_in_one_line(
     assert out.read_text() == "old"
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.json", "[]", "lacks 'arm'"),
+        ("config.json", None, "config.json has arm = '5'"),
+        ("summary.json", '{"labelled_patients": null}', "labelled_patients = 'None'"),
+        ("summary.json", '{"labelled_patients": [[]]}', "labelled_patients = '[[]]'"),
+        (
+            "summary.json",
+            '{"labelled_patients": [], "dice_pooled_best": 5}',
+            "is broken (TypeError",
+        ),
+        ("run.json", "null", "run.json lacks 'command'"),
+        ("run.json", "[{}]", "run.json lacks 'command'"),
+        ("run.json", '[{"command": []}]', "run.json has command = '[]'"),
+        ("dataset.json", "{}", "dataset.json lacks 'fingerprint'"),
+        ("cases.csv", "x" * 200_000, "cases.csv holds a broken row"),
+        ("finetune/metrics.csv", "x" * 200_000, "metrics.csv is broken"),
+        ("finetune/metrics.csv", "step,loss\nx,1\n", "metrics.csv is broken"),
+        ("finetune/metrics.csv", "step,loss\n1,x\n", "metrics.csv is broken"),
+    ],
+)
+def test_a_broken_file_of_a_run_is_named_in_one_line(
+    tmp_path, capsys, file, text, message
+):
+    run = make_run(tmp_path / "run", arm="scratch")
+    if text is None:
+        change(run, lambda config: config.update(arm=5))
+    else:
+        (run / file).write_text(text)
+    assert report.main([str(run), f"--out={tmp_path / 'report.html'}"]) == 1
+    _, error = capsys.readouterr()
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error and Path(file).name in error
+
+
 def change(workdir, edit):
     config = json.loads((workdir / "config.json").read_text())
     edit(config)
@@ -424,8 +462,10 @@ def test_cases_are_shown_with_the_prediction_in_the_run(tmp_path):
     store = write(tmp_path / "store", volumes)
     workdir = make_run(tmp_path / "run", arm="pcl")
     write_json(workdir / "dataset.json", {"store": str(store)})
-    text = (workdir / "cases.csv").read_text()
-    (workdir / "cases.csv").write_text(re.sub(r"p\d_1", "case_1", text))
+    rows = cases.read_cases(workdir / "cases.csv")
+    of_one = [row for row in rows if row["case"] == rows[0]["case"]]
+    renamed = [row | {"case": "case_1"} for row in of_one]
+    cases.write_cases(workdir / "cases.csv", renamed)
     info = volumes[1].info
     image = tmp_path / "image.nii.gz"
     nib.save(
@@ -452,7 +492,7 @@ def test_cases_are_shown_with_the_prediction_in_the_run(tmp_path):
         ([0.02, 0.2], 0.01, "more than chance"),
         ([-0.2, -0.02], 0.05, "more than chance"),
         ([-0.02, 0.2], 0.01, "Chance among patients may"),
-        ([0.02, 0.2], 0.06, "not settled"),
+        ([0.02, 0.2], 0.06, "does not contain 0, but the test gives p > 0.05: not set"),
         (None, 1.0, "Nothing can be said"),
     ],
 )
@@ -713,7 +753,7 @@ def test_a_summary_names_the_best_arm_and_those_that_differ():
     }
     few, every = sentences.summaries(numbers)
     assert few.startswith("With 2 labelled patients, b reaches")
-    assert "It is the best of 4 arms compared with scratch." in few
+    assert "Of the differences of 4 arms to scratch it is the highest." in few
     assert few.endswith("2 are better (a, b) and 1 is worse (c).")
     assert every == sentences.comparisons(numbers)[-1]  # one arm: nothing to sum up
 
@@ -725,7 +765,7 @@ def test_many_comparisons_are_summed_up_and_kept(tmp_path, monkeypatch):
     made = [make_run(tmp_path / a, arm=a) for a in ("scratch", "b", "c")]
     found = Page(page.make_page(made, baseline=None))
     assert "All 2 comparisons" in found.text
-    (summed,) = re.findall("It is the best of 2 arms", found.text)
+    (summed,) = re.findall("Of the differences of 2 arms to scratch", found.text)
     assert found.text.count("over the same cases the difference is") == 3
     assert ("details", {"class": "printed"}) in found.tags
 

@@ -1,5 +1,8 @@
 """The command that prints the comparison of run directories."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,8 +30,22 @@ def test_prints_the_tables_of_the_runs(runs, capsys):
     assert "pcl - scratch" in shown and "NSD at 2 mm" in shown
 
 
-def test_numbers_that_cannot_be_written_are_one_line(runs, tmp_path, capsys):
-    assert table.main([*runs, f"--json={tmp_path}"]) == 1
+def test_an_ascii_terminal_shows_the_tables(runs):
+    done = subprocess.run(
+        [sys.executable, "-m", "pclseg.cli.table", *runs],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"0.400 ? 0.141" in done.stdout
+
+
+@pytest.mark.parametrize("place", ["folder", ".", "", "/"])
+def test_numbers_that_cannot_be_written_are_one_line(runs, tmp_path, capsys, place):
+    place = tmp_path if place == "folder" else place
+    assert table.main([*runs, f"--json={place}"]) == 1
     out, err = capsys.readouterr()
     assert out == "" and "cannot be written" in err and err.count("\n") == 1
 

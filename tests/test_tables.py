@@ -295,7 +295,7 @@ def write_run(folder, run, *, init_from="pretrain", transductive=False):
         "seed": run["seed"],
         "data": {"name": "acdc", "split": split, "transductive": transductive},
         "stages": ["finetune"],
-        "finetune": {"init_from": init_from},
+        "finetune": {"init_from": init_from, "data": {}},
         "evaluate": {"tolerance_mm": 2.0},
     }
     (folder / "config.json").write_text(json.dumps(config))
@@ -325,6 +325,17 @@ def test_only_a_run_with_pretraining_can_be_transductive(tmp_path):
     assert not runs.read_run(scratch)["transductive"]
 
 
+def test_a_run_from_scratch_that_learns_from_unlabelled_images_is_transductive(
+    tmp_path,
+):
+    path = write_run(tmp_path / "tcsm", SCRATCH[0], transductive=True, init_from="")
+    config = json.loads((path / "config.json").read_text())
+    for size, expected in ((0, False), (4, True)):
+        config["finetune"]["data"] = {"unlabelled_batch_size": size}
+        (path / "config.json").write_text(json.dumps(config))
+        assert runs.read_run(path)["transductive"] is expected
+
+
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
@@ -351,11 +362,17 @@ def test_run_that_scores_a_patient_it_learned_from_is_refused(tmp_path):
         runs.read_run(write_run(tmp_path / "run", seen))
 
 
+def test_an_arm_that_looks_like_a_transductive_one_is_refused(tmp_path):
+    named = SCRATCH[0] | {"arm": "pcl [transductive]"}
+    with pytest.raises(UserError, match="has the arm 'pcl .transductive.'; expected"):
+        runs.read_run(write_run(tmp_path / "run", named))
+
+
 def test_run_without_cases_and_foreign_config_are_named(tmp_path):
     empty = write_run(tmp_path / "empty", SCRATCH[0] | {"rows": []})
     with pytest.raises(UserError, match="cases.csv holds no case"):
         runs.read_run(empty)
     foreign = write_run(tmp_path / "foreign", SCRATCH[0])
     (foreign / "config.json").write_text('{"data": {}}')
-    with pytest.raises(UserError, match="foreign: config.json .* lacks 'arm'"):
+    with pytest.raises(UserError, match="foreign/config.json lacks 'arm'"):
         runs.read_run(foreign)

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,8 @@ COLUMNS = {
     "predicted_voxels": int,
     "labelled_voxels": int,
 }
+_FINITE = sys.float_info.max
+GREATEST = {"dice": 1, "hd95_mm": _FINITE, "asd_mm": _FINITE, "nsd": 1}  # least is 0
 Row = dict[str, Any]  # one value of the stated type for each of COLUMNS
 
 
@@ -123,7 +126,8 @@ def read_cases(path: str | Path) -> list[Row]:
     """Reads what `write_cases` wrote, floats bit for bit.
 
     Raises:
-        UserError: there is no such file, or it is not such a table.
+        UserError: there is no such file, it is not such a table, or a score is out of
+            its range.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -134,20 +138,34 @@ def read_cases(path: str | Path) -> list[Row]:
                     f"{path} lacks the columns {', '.join(missing)}; expected a table"
                     " of cases as an evaluation writes it. Evaluate the run again."
                 )
-            return [
+            rows = [
                 {key: _from_cell(row[key], kind) for key, kind in COLUMNS.items()}
                 for row in reader
             ]
+        _check_rows(rows)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); expected the table of cases of"
             " a finished run. Start the run again to finish it."
         ) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, csv.Error) as error:
         raise UserError(
             f"{path} holds a broken row ({error}); expected a table of cases as an"
             " evaluation writes it. Evaluate the run again."
         ) from error
+    return rows
+
+
+def _check_rows(rows: Sequence[Row]) -> None:
+    seen = set()
+    for row in rows:
+        for key, most in GREATEST.items():
+            if not (math.isnan(row[key]) or 0 <= row[key] <= most):
+                raise ValueError(f"{key} of case {row['case']!r} is {row[key]}")
+        of_row = (row["case"], row["class_name"])
+        if of_row in seen:
+            raise ValueError(f"case {of_row[0]!r} has class {of_row[1]!r} twice")
+        seen.add(of_row)
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
@@ -191,14 +209,20 @@ def case_values(
 
 
 def exclusions(rows: Iterable[Row]) -> dict[str, int]:
-    """How many rows lack a metric, by reason; a row counts under one reason only."""
+    """How many rows lack a metric, by reason; a row counts under one reason only.
+
+    Every row that is not both_empty has an NSD if its spacing is known, so one without
+    counts as spacing_unknown, also where one of its masks is empty.
+    """
     found = {"both_empty": 0, "one_empty": 0, "spacing_unknown": 0}
     for row in rows:
         empty = (row["predicted_voxels"] == 0) + (row["labelled_voxels"] == 0)
-        if empty:
-            found["both_empty" if empty == 2 else "one_empty"] += 1
-        elif math.isnan(row["hd95_mm"]):
+        if empty == 2:
+            found["both_empty"] += 1
+        elif math.isnan(row["nsd"]):
             found["spacing_unknown"] += 1
+        elif empty:
+            found["one_empty"] += 1
     return found
 
 

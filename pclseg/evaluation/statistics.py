@@ -115,13 +115,18 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def few_patients(patients: int, *, comparisons: int) -> str | None:
     """A sentence where a paired test of so many patients cannot reach 0.05.
 
-    The least two-sided p is 2 / 2^n, reached where all n differ to one side; Holm
-    multiplies the smallest p by the number of comparisons. Of nobody there is no test.
+    The least two-sided p is 2 / 2^n, reached where all n differ to one side. Holm
+    multiplies it by the number of comparisons whose p is not smaller: those of more
+    patients may come first. Of nobody there is no test.
+
+    Args:
+        patients: n.
+        comparisons: those, of all that are adjusted together, with 1 to n patients.
     """
     least = min(1.0, comparisons * 2 / 2**patients)
     if not patients or least <= 0.05:
         return None
-    among = f" in {comparisons} comparisons" if comparisons > 1 else ""
+    among = f" or fewer in {comparisons} comparisons" if comparisons > 1 else ""
     return (
         f"With {patients} patient{'s' * (patients != 1)}{among} the smallest p that"
         f" Wilcoxon's test can give is {least:.3g}: no difference, however large,"

@@ -47,7 +47,7 @@ def numbers(runs: Sequence[Run], *, baseline: str | None) -> Numbers:
         A dict, fit for JSON:
 
         - "baseline": str; "arms": [str], the baseline first, "[transductive]" added to
-          those whose pre-training saw held-out images; "classes": [str];
+          those whose training saw held-out images; "classes": [str];
           "label_counts": [int], ascending, 0 (all training patients) last; "runs": int;
           "tolerance_mm": float or None; "transductive": bool, of any run;
           "bootstrap": {"seed", "resamples", "level"}.
@@ -285,6 +285,8 @@ def _warnings(
         *_other_folds(groups),
         *_without_baseline(groups, baseline),
         *_small_numbers(groups, metrics),
+        *_one_training(groups),
+        *_other_seeds(groups, baseline),
         *_without_full_supervision(groups, baseline, efficiency),
     ]
 
@@ -293,21 +295,53 @@ def _small_numbers(groups: Groups, metrics: Numbers) -> list[str]:
     """Each sentence once, whichever metric or arm it is about."""
     parts = [g["overall"] for m in metrics.values() for g in m["groups"]]
     tests = [d["overall"] for m in metrics.values() for d in m["differences"]]
-    comparisons = len(metrics["dice"]["differences"])
     found = [
-        statistics.few_patients(n, comparisons=comparisons)
-        for n in sorted({test["patients"] for test in tests})
+        statistics.few_patients(n, comparisons=k)
+        for n, k in sorted({pair for m in metrics.values() for pair in _powers(m)})
     ]
     every = {part["patients"] for part in [*parts, *tests]}
     found += map(statistics.narrow_interval, sorted(every))
     folds = {len(folds_of(runs)) for runs in groups.values()}
     found += map(statistics.few_folds, sorted(folds))
-    if all(len(runs) == len(folds_of(runs)) for runs in groups.values()):
-        found.append(
-            "One training a fold: intervals and p tell what other patients would"
-            " change, not what another seed or draw of labels would."
-        )
     return [sentence for sentence in found if sentence]
+
+
+def _powers(metric: Numbers) -> Iterator[tuple[int, int]]:
+    """(patients of a difference, how many differences have at most as many)."""
+    patients = [d["overall"]["patients"] for d in metric["differences"]]
+    for n in patients:
+        yield n, sum(0 < other <= n for other in patients)
+
+
+def _one_training(groups: Groups) -> Iterator[str]:
+    alone = [
+        f"{arm} with {shown(labelled)} labelled"
+        for (arm, labelled), runs in groups.items()
+        if any(len(seeds) == 1 for seeds in _seeds(runs).values())
+    ]
+    if alone:
+        which = "" if len(alone) == len(groups) else f" of {', '.join(alone)}"
+        yield (
+            f"One training a fold{which}: intervals and p tell what other patients"
+            " would change, not what another seed or draw of labels would."
+        )
+
+
+def _other_seeds(groups: Groups, baseline: str) -> Iterator[str]:
+    for (arm, labelled), runs in groups.items():
+        ours, theirs = _seeds(runs), _seeds(groups.get((baseline, labelled), []))
+        shared = sorted(ours.keys() & theirs.keys())
+        other = [str(fold) for fold in shared if ours[fold] != theirs[fold]]
+        if other:
+            yield (
+                f"{arm} with {shown(labelled)} labelled has other seeds than {baseline}"
+                f" in fold {', '.join(other)}: their difference is one of seeds too."
+            )
+
+
+def _seeds(runs: Sequence[Run]) -> dict[int, list[int]]:
+    """{fold: its seeds, ascending}."""
+    return {f: sorted(s) for f, s in by_fold(runs, lambda run: run["seed"]).items()}
 
 
 def _other_folds(groups: Groups) -> Iterator[str]:

@@ -11,6 +11,7 @@ from pclseg.evaluation.cases import case_values, nan_mean, spread
 from pclseg.reports.runs import Run, patient_of_case
 
 SEED, RESAMPLES, LEVEL = 0, 10_000, 0.95  # of the bootstrap
+DIGITS = 12  # of a difference; what is beyond is rounding of the means
 
 T = TypeVar("T")
 Numbers = dict[str, Any]
@@ -77,7 +78,7 @@ def case_differences(
     differences: dict[str, list[float]] = {}
     for key in sorted(ours.keys() & theirs.keys()):
         differences.setdefault(key[0], []).append(ours[key] - theirs[key])
-    return {case: nan_mean(of_case) for case, of_case in differences.items()}
+    return {case: _rounded(nan_mean(of)) for case, of in differences.items()}
 
 
 def over_folds(runs: Sequence[Run], metric: str, class_name: str | None) -> Numbers:
@@ -105,7 +106,7 @@ def tested(
     patients: dict[str, list[float]] = {}
     for case, difference in known.items():
         patients.setdefault(patient_of[case], []).append(difference)
-    means = [nan_mean(of_patient) for of_patient in patients.values()]
+    means = [_rounded(nan_mean(of_patient)) for of_patient in patients.values()]
     higher, lower = sum(m > 0 for m in means), sum(m < 0 for m in means)
     owners = [patient_of[case] for case in known]
     return {
@@ -125,6 +126,15 @@ def by_fold(runs: Iterable[Run], value: Callable[[Run], T]) -> dict[int, list[T]
     for run in runs:
         folds.setdefault(run["fold"], []).append(value(run))
     return folds
+
+
+def _rounded(difference: float) -> float:
+    """To DIGITS decimals.
+
+    Equal scores of unequally many seeds have means that may differ in the last bit. A
+    test of ranks takes that for a difference like any other.
+    """
+    return round(difference, DIGITS) + 0.0  # + 0.0: no -0.0
 
 
 def _cell_mean(run: Run, metric: str, class_name: str | None) -> float:

@@ -3,10 +3,12 @@
 Every function writes one file, in the format of its suffix: .png, .svg or .webp.
 """
 
+import contextlib
 import csv
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,21 @@ LINE_IN_LEGEND, BETWEEN_COLUMNS = 7, 3  # characters
 ROW_INCHES = 0.21  # of a legend
 
 
+@contextlib.contextmanager
+def _plain_matplotlib() -> Iterator[None]:
+    """Whatever a user has set, in a file or by MPLBACKEND, figures are the same."""
+    # An unknown backend would stop the import; nothing here opens a window.
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Overlay:
     """One case to be drawn; all arrays in the prepared grid.
@@ -63,6 +80,7 @@ class Overlay:
     spacing: tuple[float, float, float]
 
 
+@_plain_matplotlib()
 def training_curves(
     path: str | Path,
     sources: Mapping[str, Sequence[str | Path]],
@@ -88,13 +106,16 @@ def training_curves(
     Raises:
         UserError: a file cannot be read, or no file has one of the columns.
     """
-    tables = {arm: [_read_rows(Path(f)) for f in fs] for arm, fs in sources.items()}
+    tables = {
+        arm: {Path(f): _read_rows(Path(f)) for f in fs} for arm, fs in sources.items()
+    }
     figure = _figure(5.0 * len(columns), 3.4)
     all_axes = np.atleast_1d(figure.subplots(1, len(columns)))
     for axes, (column, axis_label) in zip(all_axes, columns.items(), strict=True):
         drawn = False
         for number, (arm, runs) in enumerate(tables.items()):
-            series = [s for s in (_series(rows, column) for rows in runs) if s]
+            found = [_series(path, rows, column) for path, rows in runs.items()]
+            series = [of_run for of_run in found if of_run]
             steps = _shared_steps(series)
             if not steps:
                 continue
@@ -114,7 +135,9 @@ def training_curves(
                 )
             drawn = True
         if not drawn:
-            known = sorted({key for t in tables.values() for r in t for key in r[0]})
+            known = sorted(
+                {key for t in tables.values() for r in t.values() for key in r[0]}
+            )
             raise UserError(
                 f"no file of {', '.join(sources)} has numbers in the column {column!r};"
                 f" the columns are: {', '.join(known)}."
@@ -128,6 +151,7 @@ def training_curves(
     _save(figure, path)
 
 
+@_plain_matplotlib()
 def overlays(
     path: str | Path,
     cases: Sequence[Overlay],
@@ -161,6 +185,7 @@ def overlays(
     _save(figure, path)
 
 
+@_plain_matplotlib()
 def similarity_against_distance(
     path: str | Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 ) -> None:
@@ -199,6 +224,7 @@ def similarity_against_distance(
     _save(figure, path)
 
 
+@_plain_matplotlib()
 def label_efficiency(
     path: str | Path, efficiency: Mapping[str, Any], *, level: float
 ) -> None:
@@ -251,6 +277,7 @@ def label_efficiency(
     _save(figure, path)
 
 
+@_plain_matplotlib()
 def embedding_map(
     path: str | Path,
     maps: Mapping[str, tuple[np.ndarray, np.ndarray]],
@@ -306,6 +333,8 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
             f"{path} cannot be read ({error.strerror}); expected the metrics of a run."
             " Start the run again to finish it."
         ) from error
+    except (csv.Error, ValueError) as error:
+        raise _broken(path, error) from error
     if not rows or "step" not in rows[0]:
         raise UserError(
             f"{path} has no rows with a column 'step'; expected the metrics of a run."
@@ -314,10 +343,23 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _series(rows: Sequence[Mapping[str, str]], column: str) -> dict[int, float]:
-    """{step: value} in the order of the steps."""
-    found = {int(row["step"]): float(row[column]) for row in rows if row.get(column)}
+def _series(
+    path: Path, rows: Sequence[Mapping[str, str]], column: str
+) -> dict[int, float]:
+    """{step: value} in the order of the steps; `path` is where the rows are from."""
+    having = [row for row in rows if row.get(column)]
+    try:
+        found = {int(row["step"]): float(row[column]) for row in having}
+    except (TypeError, ValueError) as error:
+        raise _broken(path, error) from error
     return dict(sorted(found.items()))
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is broken ({error}); expected the metrics of a run. Restore it, or"
+        " start the run again in a new --workdir."
+    )
 
 
 def _shared_steps(series: Sequence[Mapping[int, float]]) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 from pclseg.errors import UserError
 from pclseg.evaluation.cases import Row, read_cases
-from pclseg.files import read_json
+from pclseg.reports.recorded import are_texts, read_checked
 from pclseg.reports.stages import read_run_config, uses_labels
 
 POOLED = ("dice_pooled_best", "dice_pooled_last")  # keys of summary.json
@@ -38,7 +38,7 @@ def read_run(workdir: str | Path) -> Run:
     workdir = Path(workdir)
     config = read_run_config(workdir)
     _check_scored(workdir, config)
-    summary = read_json(workdir / "summary.json")
+    summary = read_checked(workdir / "summary.json", {"labelled_patients": are_texts})
     rows = read_cases(workdir / "cases.csv")
     if not rows:
         raise UserError(
@@ -47,12 +47,19 @@ def read_run(workdir: str | Path) -> Run:
         )
     try:
         run = _run(config, summary, rows)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{workdir}: config.json or summary.json lacks {error}; expected the files"
-            " of a run of this version. Start the run again in a new --workdir."
+            f"{workdir}: config.json or summary.json is broken ({error!r}); expected"
+            " the files of a run of this version. Restore them, or start the run again"
+            " in a new --workdir."
         ) from error
     _check_apart(workdir, run)
+    if run["arm"].endswith(TRANSDUCTIVE):
+        raise UserError(
+            f"{workdir / 'config.json'} has the arm {run['arm']!r}; expected a name"
+            f" without{TRANSDUCTIVE}, which tables add: else two arms look like one."
+            " Rename it in that file."
+        )
     return run
 
 
@@ -119,11 +126,19 @@ def _run(config: dict[str, Any], summary: dict[str, Any], rows: list[Row]) -> Ru
         rows=rows,
         dataset=data["name"],
         tolerance_mm=config["evaluate"]["tolerance_mm"],
-        # A run from scratch has seen nobody, whatever the setting says.
         transductive=data["transductive"]
-        and any(config[stage]["init_from"] for stage in config["stages"]),
-        pooled={key: summary[key]["mean"] for key in POOLED if summary.get(key)},
+        and any(_sees_unlabelled(config[stage]) for stage in config["stages"]),
+        pooled={key: float(summary[key]["mean"]) for key in POOLED if summary.get(key)},
     )
+
+
+def _sees_unlabelled(stage: Mapping[str, Any]) -> bool:
+    """Whether a stage learns from images without labels, itself or by its start.
+
+    Others have seen no held-out image, whatever `data.transductive` says.
+    """
+    itself = stage["data"].get("unlabelled_batch_size", 0) > 0
+    return itself or bool(stage["init_from"])
 
 
 def _check_apart(workdir: Path, run: Run) -> None:

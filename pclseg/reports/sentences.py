@@ -15,7 +15,10 @@ def comparisons(numbers: Numbers) -> list[str]:
 
 
 def summaries(numbers: Numbers) -> list[str]:
-    """For every label count the best arm, and which arms differ from the baseline."""
+    """For every label count the highest difference, and which arms differ at all.
+
+    Not the best arm: differences of arms that lack folds are over other patients.
+    """
     by_count: dict[int, list[Numbers]] = {}
     for difference in _differences(numbers):
         by_count.setdefault(difference["labelled"], []).append(difference)
@@ -35,9 +38,10 @@ def _summary(differences: Sequence[Numbers], numbers: Numbers) -> str:
     higher = [d["arm"] for d in sure if d["overall"]["mean"] > 0]
     lower = [d["arm"] for d in sure if d["overall"]["mean"] < 0]
     return (
-        f"{_comparison(best, numbers)} It is the best of {len(known)} arms compared"
-        f" with {numbers['baseline']}. Beyond chance among patients,"
-        f" {_those(higher, 'better')} and {_those(lower, 'worse')}."
+        f"{_comparison(best, numbers)} Of the differences of"
+        f" {len(known)} arms to {numbers['baseline']} it is the highest. Beyond"
+        f" chance among patients, {_those(higher, 'better')} and"
+        f" {_those(lower, 'worse')}."
     )
 
 
@@ -98,12 +102,15 @@ def _p(found: Numbers) -> str:
 
 
 def _verdict(found: Numbers) -> str:
-    """Both interval and test have to exclude no difference."""
+    """Interval and test both have to speak against a difference of 0."""
     interval, p = found["interval"], found["p_holm"]
     if interval is None or p is None:
         return "Nothing can be said about other patients."
     if interval[0] <= 0 <= interval[1]:
         return "Chance among patients may explain that."
     if p > SIGNIFICANT:
-        return "The interval excludes no difference but the test does not: not settled."
+        return (
+            f"The interval does not contain 0, but the test gives p > {SIGNIFICANT}:"
+            " not settled."
+        )
     return BEYOND_CHANCE

@@ -7,7 +7,13 @@ from typing import Any
 
 from pclseg.files import read_json
 from pclseg.reports.runs import Run, label, read_run, shown
-from pclseg.reports.stages import Stage, read_run_config, read_starts, stages_of
+from pclseg.reports.stages import (
+    Stage,
+    read_dataset,
+    read_run_config,
+    read_starts,
+    stages_of,
+)
 
 # Settings that number the runs of a comparison, or say where files lie.
 NO_METHOD = {
@@ -72,13 +78,13 @@ def read_source(workdir: Path) -> Source:
         run=run,
         stages=stages,
         config=_settings(read_run_config(workdir), stages),
-        scored=read_json(workdir / "summary.json").get("scored", ""),
+        scored=str(read_json(workdir / "summary.json").get("scored", "")),
     )
 
 
 def _fingerprint(workdir: Path) -> str:
-    path = workdir / "dataset.json"
-    return read_json(path)["fingerprint"] if path.is_file() else ""
+    recorded = (workdir / "dataset.json").is_file()
+    return read_dataset(workdir, "fingerprint") if recorded else ""
 
 
 def _settings(config: Mapping[str, Any], stages: Mapping[str, Stage]) -> dict[str, Any]:

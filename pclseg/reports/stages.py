@@ -9,6 +9,34 @@ from typing import Any
 
 from pclseg.errors import UserError
 from pclseg.files import read_json
+from pclseg.reports.recorded import (
+    are_texts,
+    check,
+    is_flag,
+    is_number,
+    is_section,
+    is_text,
+    is_whole,
+    read_checked,
+)
+
+_CONFIG = {
+    "arm": is_text,
+    "seed": is_whole,
+    "stages": are_texts,
+    "data.name": is_text,
+    "data.split.labelled": is_whole,
+    "data.split.fold": is_whole,
+    "data.transductive": is_flag,
+    "evaluate.tolerance_mm": is_number,
+}
+_STAGE = {"init_from": is_text, "data": is_section}
+_START = {
+    "command": lambda value: are_texts(value) and len(value) > 0,
+    "commit": lambda value: value is None or is_text(value),
+    **dict.fromkeys(("pclseg", "python", "platform"), is_text),
+    "packages": is_section,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +71,7 @@ def read_run_config(workdir: Path) -> dict[str, Any]:
     """`config.json` of a run.
 
     Raises:
-        UserError: the folder is no run.
+        UserError: the folder is no run, or the file is broken.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -57,13 +85,37 @@ def read_run_config(workdir: Path) -> dict[str, Any]:
             f"{workdir} is no run directory: it has no config.json; give the --workdir"
             " of a training."
         )
-    return read_json(path)
+    found = read_json(path)
+    _check_config(path, found)
+    return found
+
+
+def _check_config(path: Path, config: Any) -> None:
+    check(path, config, _CONFIG)
+    for stage in config["stages"]:
+        check(path, config, {f"{stage}.{key}": kind for key, kind in _STAGE.items()})
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
-    """`run.json`: how often and with what a run was started, [] where not recorded."""
+    """`run.json`: how often and with what a run was started, [] where not recorded.
+
+    Raises:
+        UserError: the file is broken.
+    """
     path = workdir / "run.json"
-    return read_json(path) if path.is_file() else []
+    starts = read_json(path) if path.is_file() else []
+    for start in starts if isinstance(starts, list) else [starts]:
+        check(path, start, _START)
+    return starts
+
+
+def read_dataset(workdir: Path, key: str) -> str:
+    """A text of `dataset.json`: "store" or "fingerprint" of the volumes of a run.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    return read_checked(workdir / "dataset.json", {key: is_text})[key]
 
 
 def stages_of(workdir: Path) -> dict[str, Stage]:
@@ -101,8 +153,9 @@ def _line(folder: Path) -> dict[Path, Stage]:
 def _stage(folder: Path) -> Stage:
     path = folder.parent / "config.json"
     config = read_json(path) if path.is_file() else {}
-    if folder.name not in config.get("stages", ()):
+    if not isinstance(config, dict) or folder.name not in config.get("stages", ()):
         return Stage(folder=folder, config=None, data={}, source=None)
+    _check_config(path, config)
     section = config[folder.name]
     source = section["init_from"]
     if source in config["stages"]:

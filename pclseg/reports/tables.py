@@ -41,7 +41,7 @@ EFFICIENCY_LEGEND = (
 FACTS = ("M", "arm", "folds", "seeds", "cases")
 POOLED = {"dice_pooled_best": "best epoch", "dice_pooled_last": "last epoch"}
 TRANSDUCTIVE_LEGEND = (
-    "[transductive]: pre-training saw images of validation or test patients."
+    "[transductive]: training saw images, without their labels, of held-out patients."
 )
 
 
