@@ -54,3 +54,21 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs real volumes in ../shared/data, which is absent")
     return folder
+
+
+def forget_compiled_code() -> None:
+    """Frees compiled functions once they hold much of what a process may map.
+
+    Linux gives a process 65,530 mappings; each compiled step of a method takes
+    thousands, and beyond the limit XLA crashes.
+    """
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > 10_000:
+        jax.clear_caches()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_compiled_code():
+    """Every module of tests starts with room."""
+    yield
+    forget_compiled_code()
