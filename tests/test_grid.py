@@ -276,7 +276,7 @@ def test_manifest_is_read_back(tmp_path):
         ({"settings": ("data.split.fold=3",)}, "cannot be set for a grid"),
         ({"settings": ("seed=3",)}, "cannot be set for a grid"),
         ({"arms": ("",)}, "there is no file ''"),
-        ({"arms": (f"{ROOT}/configs/pcl_phantom.py arm=../../x",)}, "name arms"),
+        ({"arms": (f"{ROOT}/configs/pcl_phantom.py arm=../../x",)}, "config.arm is"),
         ({"tune.candidates": (0.1,), "tune.key": "pretrain.seed"}, "config.tune.key"),
         ({"tune.candidates": (0.1,), "tune.key": "finetune.lr"}, "no key 'lr'"),
         ({"tune.candidates": ("a/b",)}, "name arms"),

@@ -1,6 +1,7 @@
 """Modules by file name, and what a config gives them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,8 +40,10 @@ def test_module_is_found_by_file_name():
 def test_unknown_name_lists_the_files_and_the_nearest():
     with pytest.raises(UserError) as caught:
         make_named("method", "pclseg.methods", methods.__path__, "plc", hidden={"base"})
+    (folder,) = methods.__path__
+    files = {path.stem for path in Path(folder).glob("*.py")} - {"__init__", "base"}
     assert str(caught.value) == (
-        "method 'plc' is unknown; known are: gcl, pcl, simclr, supervised."
+        f"method 'plc' is unknown; known are: {', '.join(sorted(files))}."
         " Did you mean 'pcl'?"
     )
 
