@@ -332,11 +332,14 @@ def check_cell(cell: Cell, *more: str) -> None:
         *more: KEY=VALUE texts of the user.
 
     Raises:
-        UserError: a key that is unknown, or a value that does not fit.
+        UserError: a key, method or model that is unknown, a value that does not fit.
     """
     nowhere = [f"{stage}.init_from=" for stage in cell.starts_from]
     try:
-        check_config(_config_of(cell, *more, *nowhere), 1)
+        config = _config_of(cell, *more, *nowhere)
+        check_config(config, 1)
+        for stage in config.stages:
+            build_method(config[stage])
     except UserError as error:
         raise UserError(f"cell {cell.name}: {error}") from error
 

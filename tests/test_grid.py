@@ -405,6 +405,23 @@ def test_one_cell_of_the_manifest_as_in_an_array(study, capsys):
     assert "the manifest has 0 to 4" in capsys.readouterr().err
 
 
+def test_a_manifest_with_an_unknown_method_is_refused_before_anything_runs(
+    study, capsys
+):
+    assert study("--only=runs/scratch") == 0
+    path = study.out / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for cell in manifest["cells"]:
+        cell["settings"].append("finetune.method.name=superwised")
+    path.write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert study("manifest") == 1
+    text = capsys.readouterr().err
+    assert "method 'superwised' is unknown" in text
+    assert "Did you mean 'supervised'?" in text
+    assert study.started() == ["scratch_m2_f0_s0"]
+
+
 def test_only_takes_along_what_is_needed(study):
     assert study("--only=runs/pcl") == 0
     assert study.started() == ["pcl_pretrain_f0_s0", "pcl_m2_f0_s0"]
