@@ -49,7 +49,7 @@ def make(
     check_arguments(keys, prefetch)
     pixels = load_pixels(store, plan.table.volume, label="label" in keys)
     dataset = _dataset(pixels, plan, frozenset(keys), first_step, num_steps)
-    return _batches(dataset.prefetch(prefetch))
+    return _batches(dataset.prefetch(prefetch).with_options(_options()))
 
 
 def _batches(
@@ -57,6 +57,17 @@ def _batches(
 ) -> Generator[dict[str, np.ndarray], None, None]:
     batches: Any = dataset.as_numpy_iterator()
     yield from batches
+
+
+def _options() -> "tf.data.Options":
+    """Without the thread that tunes parallelism anew every while.
+
+    There is nothing to tune: the pipeline waits for the device. But the thread sleeps up
+    to a minute, and the iterator cannot be closed before it wakes.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
 
 
 def _dataset(
