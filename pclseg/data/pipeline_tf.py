@@ -62,8 +62,8 @@ def _batches(
 def _options() -> "tf.data.Options":
     """Without the thread that tunes parallelism anew every while.
 
-    There is nothing to tune: the pipeline waits for the device. But the thread sleeps up
-    to a minute, and the iterator cannot be closed before it wakes.
+    There is nothing to tune: the pipeline waits for the device. But the thread sleeps
+    for up to a minute, and an iterator that is let go waits until it wakes.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
