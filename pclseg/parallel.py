@@ -72,6 +72,15 @@ def all_gather(tree: Any, axis_name: str | None) -> Any:
     return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree)
 
 
+def pass_on(tree: Any, axis_name: str | None) -> Any:
+    """Gives every leaf to the next device of a ring; the last gives to the first."""
+    size = num_devices(axis_name)
+    if axis_name is None or size == 1:
+        return tree
+    ring = [(device, (device + 1) % size) for device in range(size)]
+    return jax.tree.map(lambda x: jax.lax.ppermute(x, axis_name, ring), tree)
+
+
 def device_index(axis_name: str | None) -> jax.Array:
     """int32 scalar: which device this is, from 0."""
     return jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)

@@ -19,7 +19,7 @@ def unit_length(embedding: Array, *, eps: float = 1e-8) -> Array:
     Returns:
         [..., D] float32 (float64 for float64).
     """
-    embedding = _at_least_float32(embedding)
+    embedding = at_least_float32(embedding)
     squared = jnp.sum(jnp.square(embedding), axis=-1, keepdims=True)
     long = squared > eps * eps
     # The square root must not see a zero, not even where its result is thrown away.
@@ -113,9 +113,9 @@ def collapse_value(
 
 def _similarity(anchors: Array, keys: Array) -> Array:
     return jnp.matmul(
-        _at_least_float32(anchors), _at_least_float32(keys).T, precision="highest"
+        at_least_float32(anchors), at_least_float32(keys).T, precision="highest"
     )
 
 
-def _at_least_float32(array: Array) -> Array:
+def at_least_float32(array: Array) -> Array:
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
