@@ -13,6 +13,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config = sibling(__file__, "pcl_chd.py", arg)
     config.arm = "gcl"
     config.pretrain.method = dict(
-        name="gcl", temperature=0.1, base_temperature=0.07, views="separate"
+        name="gcl",
+        temperature=0.1,
+        base_temperature=0.07,
+        views="separate",
+        similarities="auto",
     )
     return config

@@ -108,6 +108,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             position_threshold=0.35,
             threshold_mode="float64",
             views="separate",
+            similarities="auto",
         ),
         model=dict(
             name="unet2d_contrast",

@@ -70,6 +70,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             position_threshold=0.1,
             threshold_mode="float64",
             views="separate",
+            similarities="auto",
         ),
         model=dict(
             name="unet2d_contrast",

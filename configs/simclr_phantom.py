@@ -13,6 +13,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config = sibling(__file__, "pcl_phantom.py", arg)
     config.arm = "simclr"
     config.pretrain.method = dict(
-        name="simclr", temperature=0.1, base_temperature=0.07, views="separate"
+        name="simclr",
+        temperature=0.1,
+        base_temperature=0.07,
+        views="separate",
+        similarities="auto",
     )
     return config

@@ -22,7 +22,9 @@ from pclseg.train.step import init_state, make_train_step
 
 ROWS, SIZE, SLICES = 16, 16, 40
 SIZES = {"pirl": 48}  # nine patches of 16 pixels
-CONTRAST = dict(temperature=0.1, base_temperature=0.07, views="separate")
+CONTRAST = dict(
+    temperature=0.1, base_temperature=0.07, views="separate", similarities="auto"
+)
 SPATIAL = dict(
     name="spatial",
     resample_probability=0.67,

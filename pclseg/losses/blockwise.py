@@ -6,7 +6,7 @@ Gimelshein 2018, arXiv 1805.02867; Rabe and Staats 2021, arXiv 2112.05682.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,12 +14,9 @@ import jax.numpy as jnp
 
 from pclseg import parallel
 from pclseg.losses.contrastive import at_least_float32
+from pclseg.losses.positives import About, Positives
 
 Array = jax.Array
-# Attributes of embeddings by name, [N, ...] each; "id" tells embeddings apart.
-About = Mapping[str, Array]
-# (attributes of the anchors, attributes of the keys) -> [N, M] bool
-Positives = Callable[[About, About], Array]
 
 
 class _Settings(NamedTuple):
@@ -121,11 +118,11 @@ def _backward(settings: _Settings, saved, cotangents):
     add = functools.partial(_add_gradients, settings, anchors, about, sums, weight)
 
     def visit(anchor_grads: Array, visitor: tuple[Array, About, Array]):
-        *visitor, key_grads = visitor
-        blocks = _cut(tuple(visitor), len(keys), settings.block)
+        passing, about_passing, key_grads = visitor
+        blocks = _cut((passing, about_passing), len(keys), settings.block)
         anchor_grads, grads = jax.lax.scan(add, anchor_grads, blocks)
-        grads = grads.reshape(-1, keys.shape[1])[: len(keys)]
-        return anchor_grads, (*visitor, key_grads + grads)
+        key_grads += grads.reshape(-1, keys.shape[1])[: len(keys)]
+        return anchor_grads, (passing, about_passing, key_grads)
 
     visitor = keys, about_keys, jnp.zeros_like(keys)
     anchor_grads, (_, _, key_grads) = _tour(

@@ -118,4 +118,5 @@ def _similarity(anchors: Array, keys: Array) -> Array:
 
 
 def at_least_float32(array: Array) -> Array:
+    """float64 stays; what is of fewer bits than float32 becomes float32."""
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))

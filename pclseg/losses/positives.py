@@ -7,6 +7,7 @@ made with integers.
 
 import math
 import struct
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 import jax
@@ -15,6 +16,10 @@ import jax.numpy as jnp
 from pclseg.errors import UserError
 
 Array = jax.Array
+# Attributes of slices or their embeddings by name, [N, ...] each.
+About = Mapping[str, Array]
+# (attributes of the anchors, attributes of the keys) -> [N, M] bool
+Positives = Callable[[About, About], Array]
 
 MAX_COUNT = 46340  # slices of a volume; its square is the largest below 2^31
 _WORDS = 3

@@ -4,11 +4,10 @@ A simplification of Chaitanya et al. 2020, arXiv 2006.10511: the denominator hol
 other slices, those of the same partition included. Theirs is `gcl_proper`.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from pclseg.augment import Augment
-from pclseg.losses.positives import same
+from pclseg.losses.positives import About, same
 from pclseg.methods.base import Array, Method
 from pclseg.parts.two_views import two_views
 
@@ -21,10 +20,11 @@ def make(
     temperature: float,
     base_temperature: float,
     views: str,
+    similarities: str,
 ) -> Method:
     """GCL with four partitions a volume; the arguments are those of `two_views`."""
 
-    def positives(anchors: Mapping[str, Array], keys: Mapping[str, Array]) -> Array:
+    def positives(anchors: About, keys: About) -> Array:
         return same(anchors["partition"], keys["partition"])
 
     return two_views(
@@ -35,5 +35,6 @@ def make(
         temperature=temperature,
         base_temperature=base_temperature,
         views=views,
+        similarities=similarities,
         axis_name=axis_name,
     )

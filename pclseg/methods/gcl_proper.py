@@ -4,7 +4,6 @@ Slices are drawn one of every partition of some volumes, and only slices of othe
 partitions are negatives: unlike in `gcl`, which is how PCL's authors use it.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +13,9 @@ from pclseg import parallel
 from pclseg.augment import Augment, sample_keys
 from pclseg.errors import UserError
 from pclseg.losses.contrastive import pair_nce
-from pclseg.losses.positives import same
+from pclseg.losses.positives import About, Positives, same
 from pclseg.methods.base import Array, Aux, Batch, Method
-from pclseg.parts.two_views import Positives, warn_of_collapse
+from pclseg.parts.two_views import warn_of_collapse
 from pclseg.parts.views import (
     check_positive,
     check_views,
@@ -27,12 +26,12 @@ from pclseg.parts.views import (
 from pclseg.state import TrainState, Tree
 
 
-def of_one_slice(anchors: Mapping[str, Array], keys: Mapping[str, Array]) -> Array:
+def of_one_slice(anchors: About, keys: About) -> Array:
     """G^D-: the images of one slice, which are the slice and its augmentations."""
     return same(anchors["row"], keys["row"])
 
 
-def across_volumes(anchors: Mapping[str, Array], keys: Mapping[str, Array]) -> Array:
+def across_volumes(anchors: About, keys: About) -> Array:
     """G^D: those of G^D-, and the like image of the partition in every other volume.
 
     Original goes with original, and a-th augmentation with a-th augmentation.

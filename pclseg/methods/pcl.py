@@ -1,11 +1,10 @@
 """Positional contrastive learning. Zeng et al. 2021, arXiv 2106.09157."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from pclseg.augment import Augment
 from pclseg.errors import UserError
-from pclseg.losses.positives import exact_limit, near_exact, near_float64
+from pclseg.losses.positives import About, exact_limit, near_exact, near_float64
 from pclseg.methods.base import Array, Method
 from pclseg.parts.two_views import two_views
 
@@ -20,6 +19,7 @@ def make(
     position_threshold: float,
     threshold_mode: str,
     views: str,
+    similarities: str,
 ) -> Method:
     """PCL: slices at similar relative heights, in any volume, are positives.
 
@@ -34,6 +34,7 @@ def make(
         threshold_mode: "float64", the comparison as the authors' float64 arithmetic
             rounds it, or "exact", in rational arithmetic.
         views: "separate" or "concat".
+        similarities: "auto", "dense", "blocks" or "ring".
 
     Raises:
         UserError: a threshold that is not positive, or too long for "exact"; an unknown
@@ -45,15 +46,11 @@ def make(
             " below no slice has a positive."
         )
 
-    def float64_positives(
-        anchors: Mapping[str, Array], keys: Mapping[str, Array]
-    ) -> Array:
+    def float64_positives(anchors: About, keys: About) -> Array:
         bits = anchors["position_bits"], keys["position_bits"]
         return near_float64(*bits, threshold=position_threshold)
 
-    def exact_positives(
-        anchors: Mapping[str, Array], keys: Mapping[str, Array]
-    ) -> Array:
+    def exact_positives(anchors: About, keys: About) -> Array:
         return near_exact(
             anchors["index"],
             anchors["count"],
@@ -82,5 +79,6 @@ def make(
         temperature=temperature,
         base_temperature=base_temperature,
         views=views,
+        similarities=similarities,
         axis_name=axis_name,
     )

@@ -20,6 +20,7 @@ def make(
     temperature: float,
     base_temperature: float,
     views: str,
+    similarities: str,
 ) -> Method:
     """SimCLR over slices; the arguments are those of `two_views`.
 
@@ -38,5 +39,6 @@ def make(
         temperature=temperature,
         base_temperature=base_temperature,
         views=views,
+        similarities=similarities,
         axis_name=axis_name,
     )

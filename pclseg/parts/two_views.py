@@ -1,6 +1,6 @@
 """Contrastive learning of slice embeddings from two views, positives being given."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,8 +8,10 @@ import jax.numpy as jnp
 
 from pclseg import parallel
 from pclseg.augment import Augment, sample_keys
-from pclseg.losses.contrastive import collapse_value, info_nce
+from pclseg.losses.contrastive import collapse_value
+from pclseg.losses.positives import Positives
 from pclseg.methods.base import Array, Aux, Batch, Method
+from pclseg.parts.similarities import check_way, contrast_all
 from pclseg.parts.views import (
     check_positive,
     check_views,
@@ -18,9 +20,6 @@ from pclseg.parts.views import (
     init_network,
 )
 from pclseg.state import TrainState, Tree
-
-# (attributes of the anchors, attributes of the keys) -> [N, M] bool
-Positives = Callable[[Mapping[str, Array], Mapping[str, Array]], Array]
 
 
 def two_views(
@@ -32,6 +31,7 @@ def two_views(
     temperature: float,
     base_temperature: float,
     views: str,
+    similarities: str,
     axis_name: str | None,
 ) -> Method:
     """The method shared by SimCLR, GCL and PCL, which differ in `positives` only.
@@ -50,14 +50,17 @@ def two_views(
         base_temperature: the loss is multiplied by temperature / base_temperature.
         views: "separate", one forward pass a view with its own batch statistics (the
             authors' way), or "concat", one pass over both.
+        similarities: how they are computed, see `contrast_all`; the loss is the same.
         axis_name: of the pmapped step, or None.
 
     Raises:
-        UserError: a temperature that is not positive, unknown `views`, or "concat" of
-            a model that normalises by groups of the batch.
+        UserError: a temperature that is not positive, unknown `views` or
+            `similarities`, or "concat" of a model that normalises by groups of the
+            batch.
     """
     check_positive(temperature=temperature, base_temperature=base_temperature)
     check_views(model, views)
+    check_way(similarities)
 
     def about_views(rows: Array, batch: Batch) -> dict[str, Array]:
         about = {"row": rows, **{name: batch[name] for name in attributes}}
@@ -78,26 +81,24 @@ def two_views(
         anchors, model_state = embed_views(
             model, params, state.model_state, (first, second), views=views
         )
-        about = about_views(rows, batch)
-        keys, about_keys = parallel.all_gather((anchors, about), axis_name)
-        anchor_ids = parallel.row_ids(len(anchors), axis_name)
-        is_self = anchor_ids[:, None] == jnp.arange(len(keys))[None, :]
-        positive = positives(about, about_keys)
-        value = info_nce(
+        losses, count = contrast_all(
             anchors,
-            keys,
-            positive,
-            is_self,
+            about_views(rows, batch),
+            positives=positives,
+            similarities=similarities,
             temperature=temperature,
             base_temperature=base_temperature,
-        ).mean()
+            axis_name=axis_name,
+        )
+        value = losses.mean()
         collapsed = collapse_value(
-            len(keys), temperature=temperature, base_temperature=base_temperature
+            len(anchors) * parallel.num_devices(axis_name),
+            temperature=temperature,
+            base_temperature=base_temperature,
         )
         metrics = {
-            "positives": (positive & ~is_self).sum(axis=-1).mean(dtype=jnp.float32),
-            "embedding_std": jax.lax.stop_gradient(keys).std(axis=0).mean()
-            * keys.shape[-1] ** 0.5,
+            "positives": count.mean(dtype=jnp.float32),
+            "embedding_std": _spread(jax.lax.stop_gradient(anchors), axis_name),
             "collapse_gap": jnp.abs(
                 parallel.all_mean(jax.lax.stop_gradient(value), axis_name) - collapsed
             ),
@@ -112,6 +113,14 @@ def two_views(
         positives=count_positives,
         diagnose=warn_of_collapse,
     )
+
+
+def _spread(embedding: Array, axis_name: str | None) -> Array:
+    """Standard deviation over the rows of all devices; 1 if even on the sphere."""
+    mean = parallel.all_mean(embedding.mean(axis=0), axis_name)
+    variance = jnp.square(embedding - mean[None]).mean(axis=0)
+    std = jnp.sqrt(parallel.all_mean(variance, axis_name))
+    return std.mean() * embedding.shape[-1] ** 0.5
 
 
 def warn_of_collapse(metrics: Mapping[str, float]) -> str | None:
