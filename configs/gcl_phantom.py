@@ -17,6 +17,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         temperature=0.1,
         base_temperature=0.07,
         views="separate",
+        groups_in_turn=False,
         similarities="auto",
     )
     return config

@@ -70,6 +70,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             position_threshold=0.1,
             threshold_mode="float64",
             views="separate",
+            groups_in_turn=False,
             similarities="auto",
         ),
         model=dict(

@@ -208,6 +208,7 @@ def check_config(config: Section, num_devices: int) -> None:
         _check_stage(f"config.{name}", config[name])
         _check_source(f"config.{name}", config[name], config.stages[:number])
     _check_devices(config, num_devices)
+    _check_groups(config, num_devices)
 
 
 def check_only(only: Sequence[str], config: Section) -> None:
@@ -292,6 +293,16 @@ def _check_devices(config: Section, num_devices: int) -> None:
             raise UserError(
                 f"config.{name} is {size}; expected a multiple of the"
                 f" {num_devices} devices: change it, or use --devices={usable}."
+            )
+
+
+def _check_groups(config: Section, num_devices: int) -> None:
+    for name in config.stages:
+        groups = config[name].model.get("bn_groups", 1)
+        if config[name].method.get("groups_in_turn", False) and groups % num_devices:
+            raise UserError(
+                f"config.{name}.model.bn_groups is {groups}; with method.groups_in_turn"
+                f" expected a multiple of the {num_devices} devices."
             )
 
 

@@ -72,6 +72,14 @@ def all_gather(tree: Any, axis_name: str | None) -> Any:
     return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree)
 
 
+def of_first(tree: Any, axis_name: str | None) -> Any:
+    """Every leaf as the first device has it."""
+    if axis_name is None:
+        return tree
+    mine = device_index(axis_name) == 0
+    return jax.tree.map(lambda x: jax.lax.psum(jnp.where(mine, x, 0), axis_name), tree)
+
+
 def pass_on(tree: Any, axis_name: str | None) -> Any:
     """Gives every leaf to the next device of a ring; the last gives to the first."""
     size = num_devices(axis_name)

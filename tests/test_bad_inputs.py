@@ -170,6 +170,14 @@ COMMAND_LINES = {
         ["--config.pretrain.model.bn_groups=3"],
         ["config.pretrain.model.bn_groups is 3", "divisor"],
     ),
+    "similarities": (
+        ["--config.pretrain.method.similarities=blockwise"],
+        ["config.pretrain: method.similarities is 'blockwise'", "'blocks', 'ring'"],
+    ),
+    "groups on devices": (
+        ["--config.pretrain.method.groups_in_turn=True", "--devices=2"],
+        ["config.pretrain.model.bn_groups is 1", "multiple of the 2 devices"],
+    ),
     "width": (
         ["--config.pretrain.model.width=0"],
         ["config.pretrain.model.width is 0"],

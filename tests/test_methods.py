@@ -23,7 +23,11 @@ from pclseg.train.step import init_state, make_train_step
 ROWS, SIZE, SLICES = 16, 16, 40
 SIZES = {"pirl": 48}  # nine patches of 16 pixels
 CONTRAST = dict(
-    temperature=0.1, base_temperature=0.07, views="separate", similarities="auto"
+    temperature=0.1,
+    base_temperature=0.07,
+    views="separate",
+    groups_in_turn=False,
+    similarities="auto",
 )
 SPATIAL = dict(
     name="spatial",

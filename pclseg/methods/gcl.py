@@ -20,6 +20,7 @@ def make(
     temperature: float,
     base_temperature: float,
     views: str,
+    groups_in_turn: bool,
     similarities: str,
 ) -> Method:
     """GCL with four partitions a volume; the arguments are those of `two_views`."""
@@ -35,6 +36,7 @@ def make(
         temperature=temperature,
         base_temperature=base_temperature,
         views=views,
+        groups_in_turn=groups_in_turn,
         similarities=similarities,
         axis_name=axis_name,
     )

@@ -19,6 +19,7 @@ def make(
     position_threshold: float,
     threshold_mode: str,
     views: str,
+    groups_in_turn: bool,
     similarities: str,
 ) -> Method:
     """PCL: slices at similar relative heights, in any volume, are positives.
@@ -34,6 +35,7 @@ def make(
         threshold_mode: "float64", the comparison as the authors' float64 arithmetic
             rounds it, or "exact", in rational arithmetic.
         views: "separate" or "concat".
+        groups_in_turn: True or False.
         similarities: "auto", "dense", "blocks" or "ring".
 
     Raises:
@@ -79,6 +81,7 @@ def make(
         temperature=temperature,
         base_temperature=base_temperature,
         views=views,
+        groups_in_turn=groups_in_turn,
         similarities=similarities,
         axis_name=axis_name,
     )

@@ -20,6 +20,7 @@ def make(
     temperature: float,
     base_temperature: float,
     views: str,
+    groups_in_turn: bool,
     similarities: str,
 ) -> Method:
     """SimCLR over slices; the arguments are those of `two_views`.
@@ -39,6 +40,7 @@ def make(
         temperature=temperature,
         base_temperature=base_temperature,
         views=views,
+        groups_in_turn=groups_in_turn,
         similarities=similarities,
         axis_name=axis_name,
     )

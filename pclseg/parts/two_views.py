@@ -15,6 +15,7 @@ from pclseg.parts.similarities import check_way, contrast_all
 from pclseg.parts.views import (
     check_positive,
     check_views,
+    embed_groups_in_turn,
     embed_slices,
     embed_views,
     init_network,
@@ -31,6 +32,7 @@ def two_views(
     temperature: float,
     base_temperature: float,
     views: str,
+    groups_in_turn: bool,
     similarities: str,
     axis_name: str | None,
 ) -> Method:
@@ -50,6 +52,8 @@ def two_views(
         base_temperature: the loss is multiplied by temperature / base_temperature.
         views: "separate", one forward pass a view with its own batch statistics (the
             authors' way), or "concat", one pass over both.
+        groups_in_turn: whether to embed the `bn_groups` of the model one after another,
+            see `embed_groups_in_turn`; the loss is the same.
         similarities: how they are computed, see `contrast_all`; the loss is the same.
         axis_name: of the pmapped step, or None.
 
@@ -73,14 +77,23 @@ def two_views(
     def loss(
         params: Tree, state: TrainState, batch: Batch, key: Array
     ) -> tuple[Array, Aux]:
-        rows = parallel.row_ids(len(batch["image"]), axis_name)
-        first, second = (
-            augment(sample_keys(view_key, rows), batch["image"], None)[0]
-            for view_key in jax.random.split(key)
-        )
-        anchors, model_state = embed_views(
-            model, params, state.model_state, (first, second), views=views
-        )
+        view_keys = jax.random.split(key)
+
+        def embed(model: Any, images: Array, rows: Array) -> tuple[Array, Tree]:
+            both = [
+                augment(sample_keys(view_key, rows), images, None)[0]
+                for view_key in view_keys
+            ]
+            return embed_views(model, params, state.model_state, both, views=views)
+
+        images = batch["image"]
+        rows = parallel.row_ids(len(images), axis_name)
+        if groups_in_turn:
+            anchors, model_state = embed_groups_in_turn(
+                embed, model, images, rows, num_views=2, axis_name=axis_name
+            )
+        else:
+            anchors, model_state = embed(model, images, rows)
         losses, count = contrast_all(
             anchors,
             about_views(rows, batch),

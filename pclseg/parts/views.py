@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pclseg import parallel
 from pclseg.errors import UserError
 from pclseg.losses.contrastive import unit_length
 from pclseg.methods.base import Batch
@@ -80,6 +81,59 @@ def embed_views(
         )
         embeddings.append(z)
     return unit_length(jnp.concatenate(embeddings)), model_state
+
+
+def embed_groups_in_turn(
+    embed: Callable[[Any, Array, Array], tuple[Array, Tree]],
+    model: Any,
+    images: Array,
+    rows: Array,
+    *,
+    num_views: int,
+    axis_name: str | None,
+) -> tuple[Array, Tree]:
+    """`embed` of the whole batch, one of the model's `bn_groups` at a time.
+
+    The activations of a group are given up once its embeddings are there, and are
+    computed again for the gradient: memory is that of one group, whatever the batch.
+    Gao et al. 2021, arXiv 2101.06983. The result is that of all groups together.
+
+    Args:
+        embed: (model, images [C, ...], rows [C]) -> embeddings [num_views * C, D], view
+            after view; batch statistics after it.
+        model: with `bn_groups`, a multiple of the number of devices.
+        images: [B, H, W, 1], the batch of this device.
+        rows: [B] int32, numbers of its slices in the global batch.
+        num_views: of `embed`.
+        axis_name: of the pmapped step, or None.
+
+    Returns:
+        [num_views * B, D], view after view; batch statistics after the first group of
+        the global batch, as `layers.BatchNorm` keeps them.
+
+    Raises:
+        ValueError: a group would lie on two devices.
+    """
+    devices = parallel.num_devices(axis_name)
+    if model.bn_groups % devices:
+        raise ValueError(
+            f"bn_groups is {model.bn_groups}; groups in turn need a multiple of the"
+            f" {devices} devices."
+        )
+    groups = model.bn_groups // devices
+    alone = model.clone(bn_groups=1, axis_name=None)
+
+    def embed_group(group: tuple[Array, Array]) -> tuple[Array, Tree]:
+        z, model_state = embed(alone, *group)
+        return z.reshape(num_views, -1, z.shape[-1]), model_state
+
+    cut = jax.tree.map(
+        lambda x: x.reshape(groups, len(x) // groups, *x.shape[1:]), (images, rows)
+    )
+    z, model_states = jax.lax.map(jax.checkpoint(embed_group), cut)
+    first = jax.tree.map(lambda x: x[0], model_states)
+    z = jnp.swapaxes(z, 0, 1).reshape(num_views * len(images), -1)
+    return z, parallel.of_first(first, axis_name)
 
 
 def embed_slices(model: Any) -> Callable[[TrainState, Array], Array]:
