@@ -212,8 +212,9 @@ def build_stage(
     tx, schedule = checked_call(
         optimizer.make,
         "optimizer",
+        batch_size=plan.batch_size,
         total_steps=num_steps,
-        **settings(stage.optimizer, "total_steps"),
+        **settings(stage.optimizer, "batch_size", "total_steps"),
     )
     return Stage(
         name=name,

@@ -178,6 +178,8 @@ _MODEL = {
 _OPTIMIZER = {
     "peak_lr": _POSITIVE,
     "min_lr": _NOT_NEGATIVE,
+    "lr_batch_size": whole(0),
+    "lr_scaling": _one_of("linear", "sqrt"),
     "momentum": _real("from 0 to below 1", lambda v: 0 <= v < 1),
     "weight_decay": _NOT_NEGATIVE,
     "warmup_steps": whole(0),

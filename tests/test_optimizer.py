@@ -15,10 +15,13 @@ DEFAULTS = dict(
     name="sgd",
     peak_lr=0.1,
     min_lr=0.0,
+    lr_batch_size=0,
+    lr_scaling="linear",
     momentum=0.9,
     weight_decay=1e-5,
     warmup_steps=0,
     frozen=(),
+    batch_size=32,
     total_steps=1000,
 )
 
@@ -114,8 +117,8 @@ def test_state_holds_arrays_only(name):
 
 
 def test_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="'lamb'; known optimizers are: adam, sgd"):
-        _make(name="lamb")
+    with pytest.raises(UserError, match="'adamw'; known optimizers are: adam, sgd"):
+        _make(name="adamw")
 
 
 def test_stage_without_steps_is_refused():
@@ -155,3 +158,69 @@ def test_a_frozen_module_that_is_none_is_named():
         UserError, match="has: decoder, encoder. Did you mean 'encoder'"
     ):
         tx.init({"decoder": jnp.ones(2), "encoder": jnp.ones(2)})
+
+
+PARAMS = {"kernel": [[1.0, -2.0], [0.5, 0.0]], "bias": [0.3, -0.4]}
+GRADIENTS = [
+    {"kernel": [[0.1, 0.2], [-0.3, 0.4]], "bias": [0.5, -0.6]},
+    {"kernel": [[-0.7, 0.1], [0.2, 0.2]], "bias": [0.1, 0.1]},
+    {"kernel": [[0.0, 0.0], [0.0, 0.3]], "bias": [-0.2, 0.4]},
+]
+DECAY, RATE = 0.1, 0.05
+
+
+def naive_lars(w, gradients, *, is_kernel):
+    moment = np.zeros_like(w)
+    for g in gradients:
+        trust = 1.0
+        if is_kernel:
+            g = g + DECAY * w
+            trust = 1e-3 * np.linalg.norm(w) / np.linalg.norm(g)
+        moment = 0.9 * moment + RATE * trust * g
+        w = w - moment
+    return w
+
+
+def naive_lamb(w, gradients, *, is_kernel):
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(gradients, 1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        u = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        if is_kernel:
+            u = u + DECAY * w
+            u = u * np.linalg.norm(w) / np.linalg.norm(u)
+        w = w - RATE * u
+    return w
+
+
+@pytest.mark.parametrize("naive", [naive_lars, naive_lamb], ids=["lars", "lamb"])
+def test_optimisers_of_large_batches_equal_their_formulas(naive, request):
+    name = request.node.callspec.id
+    with jax.enable_x64(True):
+        tx, _ = _make(name=name, peak_lr=RATE, min_lr=RATE, weight_decay=DECAY)
+        params = {key: jnp.array(value) for key, value in PARAMS.items()}
+        state = tx.init(params)
+        for gradient in GRADIENTS:
+            gradient = {key: jnp.array(value) for key, value in gradient.items()}
+            updates, state = tx.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+    for key, have in params.items():
+        gradients = [np.array(gradient[key]) for gradient in GRADIENTS]
+        want = naive(np.array(PARAMS[key]), gradients, is_kernel=key == "kernel")
+        np.testing.assert_allclose(have, want, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("lr_batch_size", "lr_scaling", "growth"),
+    [(0, "linear", 1), (32, "linear", 16), (32, "sqrt", 4), (512, "sqrt", 1)],
+)
+def test_rates_grow_with_the_batch(lr_batch_size, lr_scaling, growth):
+    _, plain = _make(min_lr=0.01)
+    _, schedule = _make(
+        min_lr=0.01,
+        batch_size=512,
+        lr_batch_size=lr_batch_size,
+        lr_scaling=lr_scaling,
+    )
+    for step in (0, 500, 999):
+        np.testing.assert_allclose(schedule(step), growth * plain(step), rtol=1e-6)

@@ -1,6 +1,6 @@
 """Optimisers with PyTorch's numbers, and the learning rate of every step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,9 @@ from pclseg.named import nearest
 # Of Adam, Kingma and Ba 2015, arXiv 1412.6980; the same defaults in PyTorch.
 _BETA2 = 0.999
 _EPSILON = 1e-8
+# Of LARS, You et al. 2017, arXiv 1708.03888: trust in the size of a layer.
+_TRUST = 1e-3
+_POWERS = {"linear": 1.0, "sqrt": 0.5}  # of the batch, in the learning rate
 
 
 def make(
@@ -21,27 +24,43 @@ def make(
     name: str,
     peak_lr: float,
     min_lr: float,
+    lr_batch_size: int,
+    lr_scaling: str,
     momentum: float,
     weight_decay: float,
     warmup_steps: int,
     frozen: Sequence[str],
+    batch_size: int,
     total_steps: int,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its schedule.
 
-    Weight decay is L2 added to the gradient of all parameters, biases and normalisation
-    included, before momentum or Adam's moments: not the decoupled decay of AdamW.
+    With "sgd" and "adam", weight decay is L2 added to the gradient of all parameters,
+    biases and normalisation included, before momentum or Adam's moments: not the
+    decoupled decay of AdamW. With the two for large batches it is that of their papers
+    and of kernels alone, biases and normalisation excluded:
+
+    - "lars", You et al. 2017, arXiv 1708.03888, as SimCLR uses it: the update of every
+      kernel w is lr * 0.001 |w| / |g| * g with g = gradient + weight_decay w, and
+      goes into the momentum;
+    - "lamb", You et al. 2020, arXiv 1904.00962: lr * |w| / |u| * u with u = Adam's
+      direction + weight_decay w.
 
     Args:
-        name: "sgd" (no Nesterov, no dampening) or "adam".
+        name: "sgd" (no Nesterov, no dampening), "adam", "lars" or "lamb".
         peak_lr: learning rate at the top of the cosine.
         min_lr: floor of the learning rate.
-        momentum: of SGD; the first beta of Adam.
+        lr_batch_size: slices of the batches that these two rates are for; 0 where they
+            are for whatever the batch is.
+        lr_scaling: both rates grow with batch_size / lr_batch_size ("linear", Goyal et
+            al. 2017, arXiv 1706.02677) or with its square root ("sqrt").
+        momentum: of SGD and LARS; the first beta of Adam and LAMB.
         weight_decay: factor of the parameters in the gradient.
         warmup_steps: steps of linear warm-up; 0 for none.
         frozen: top-level modules of the network, such as "encoder", whose parameters
             stay as they are. Running averages of batch normalisation are no parameters:
             they move wherever a network is applied in training mode.
+        batch_size: slices of a global batch.
         total_steps: steps of the whole stage.
 
     Returns:
@@ -51,26 +70,39 @@ def make(
         UserError: for an unknown name, or a stage without steps; from `init` of the
             transformation, for a module in `frozen` that the network lacks.
     """
-    scale_by: dict[str, Callable[[], optax.GradientTransformation]] = {
-        "adam": lambda: optax.scale_by_adam(momentum, _BETA2, _EPSILON),
-        "sgd": lambda: optax.trace(momentum),
-    }
-    if name not in scale_by:
-        known = ", ".join(scale_by)
-        raise UserError(f"optimizer.name is {name!r}; known optimizers are: {known}.")
+    growth = (batch_size / (lr_batch_size or batch_size)) ** _POWERS[lr_scaling]
     schedule = _cosine(
-        peak_lr=peak_lr,
-        min_lr=min_lr,
+        peak_lr=peak_lr * growth,
+        min_lr=min_lr * growth,
         warmup_steps=warmup_steps,
         total_steps=total_steps,
     )
-    tx = optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        scale_by[name](),
-        optax.scale_by_learning_rate(schedule),
-        *([_freeze(frozen)] if frozen else []),
-    )
-    return tx, schedule
+    rate = optax.scale_by_learning_rate(schedule)
+    decay = optax.add_decayed_weights(weight_decay)
+    kernel_decay = optax.add_decayed_weights(weight_decay, mask=_are_kernels)
+    adam = optax.scale_by_adam(momentum, _BETA2, _EPSILON)
+    chains = {
+        "adam": (decay, adam, rate),
+        "sgd": (decay, optax.trace(momentum), rate),
+        "lars": (kernel_decay, _by_size(_TRUST), rate, optax.trace(momentum)),
+        "lamb": (adam, kernel_decay, _by_size(1.0), rate),
+    }
+    if name not in chains:
+        known = ", ".join(chains)
+        raise UserError(f"optimizer.name is {name!r}; known optimizers are: {known}.")
+    freeze = [_freeze(frozen)] if frozen else []
+    return optax.chain(*chains[name], *freeze), schedule
+
+
+def _are_kernels(params: Any) -> Any:
+    """False for biases and for what normalisation scales and shifts by."""
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def _by_size(trust: float) -> optax.GradientTransformation:
+    """Updates of kernels as long as the kernels, times `trust`."""
+    ratio = optax.scale_by_trust_ratio(trust_coefficient=trust)
+    return optax.masked(ratio, _are_kernels)
 
 
 def _freeze(names: Sequence[str]) -> optax.GradientTransformation:
