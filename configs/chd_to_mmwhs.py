@@ -57,6 +57,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         transductive=False,
         pipeline="tf",
+        device_dtype="float32",
     )
     config.finetune = dict(
         init_from=given.source,

@@ -55,6 +55,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         transductive=False,
         pipeline="tf",
+        device_dtype="float32",
     )
     config.pretrain = dict(
         init_from="",

@@ -123,6 +123,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         transductive=False,  # True lets pre-training see images it is tested on
         pipeline="tf",  # "numpy" needs no TensorFlow and gives the same batches
+        device_dtype="float32",
     )
     config.pretrain = dict(
         init_from="",

@@ -1,8 +1,7 @@
 """The batch contract: every key an input pipeline may yield, with shape and dtype."""
 
 from collections.abc import Iterable, Mapping
-
-import numpy as np
+from typing import Any
 
 UNLABELLED = "unlabelled_"  # before keys of the second stream, as unlabelled_image
 # key: (dtype, number of axes, meaning). B is the number of slices of the step.
@@ -27,14 +26,19 @@ KEYS: dict[str, tuple[str, int, str]] = {
 }
 
 
-def check_batch(batch: Mapping[str, np.ndarray], keys: Iterable[str]) -> None:
-    """Raises ValueError unless `batch` holds `keys` with the dtypes and ranks above."""
+def check_batch(
+    batch: Mapping[str, Any], keys: Iterable[str], *, shares: bool = False
+) -> None:
+    """Raises ValueError unless `batch` holds `keys` with the dtypes and ranks above.
+
+    With `shares` all arrays have the axis of `parallel.shard` in front.
+    """
     for key in sorted(keys):
         dtype, rank, meaning = KEYS[key.removeprefix(UNLABELLED)]
         if key not in batch:
             raise ValueError(f"the batch lacks {key!r}: {meaning}.")
         value = batch[key]
-        if value.dtype != dtype or value.ndim != rank:
+        if value.dtype != dtype or value.ndim != rank + shares:
             raise ValueError(
                 f"batch[{key!r}] is {value.dtype} with {value.ndim} axes;"
                 f" expected {dtype}, {meaning}."

@@ -12,6 +12,8 @@ from typing import Any
 
 import ml_collections
 
+from pclseg.data import PIPELINES
+from pclseg.data.lines import DTYPES
 from pclseg.errors import UserError
 from pclseg.named import nearest
 
@@ -101,7 +103,8 @@ _DATA = {
     "prepare": _SECTION,
     "split": _SECTION,
     "transductive": _FLAG,
-    "pipeline": _one_of("tf", "numpy"),
+    "pipeline": _one_of(*sorted(PIPELINES, reverse=True)),
+    "device_dtype": _one_of(*DTYPES),
 }
 _PREPARE = {
     "slice_axis": Rule(

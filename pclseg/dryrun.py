@@ -83,7 +83,10 @@ def _residual_bytes(stage: Stage, devices: Sequence[jax.Device]) -> int:
 
     batch = parallel.shard(stage.example(), len(devices))
     kept = jax.eval_shape(
-        parallel.pmap_shares(backward, devices), stage.abstract(), batch, stage.key
+        parallel.pmap_shares(backward, devices, others=1),
+        stage.abstract(),
+        batch,
+        stage.key,
     )
     return _bytes(kept) // len(devices)
 

@@ -41,10 +41,15 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.device_put(tree, everywhere)
 
 
-def pmap_shares(function: Callable, devices: Sequence[jax.Device]) -> Callable:
-    """Maps `function(state, batch, key)`; batch and result have the axis of `shard`."""
+def pmap_shares(
+    function: Callable, devices: Sequence[jax.Device], *, others: int = 0
+) -> Callable:
+    """Maps `function(whole, batch, *others)`; batch and result are as of `shard`."""
     return jax.pmap(
-        function, axis_name=AXIS, in_axes=(None, 0, None), devices=list(devices)
+        function,
+        axis_name=AXIS,
+        in_axes=(None, 0, *(None for _ in range(others))),
+        devices=list(devices),
     )
 
 

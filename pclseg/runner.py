@@ -13,10 +13,11 @@ import ml_collections
 
 from pclseg import building, cohort, diagnostics, rundir, scoring
 from pclseg.building import Outline, Stage
-from pclseg.data import make_batches, splits
+from pclseg.data import host_pipeline, splits
 from pclseg.data.tfds_store import Store, open_store
 from pclseg.errors import UserError
 from pclseg.evaluation.cases import Row, summarise, write_cases
+from pclseg.feed import Feed, device_feed, host_feed
 from pclseg.files import read_json, write_json
 from pclseg.methods.base import Method
 from pclseg.state import TrainState
@@ -185,21 +186,13 @@ def train_stage(run: Run, stage: Stage) -> None:
             for path in (*old, run.workdir / "summary.json"):
                 path.unlink(missing_ok=True)  # of a last checkpoint that is gone
             writer = MetricWriter(folder, first_step=first_step)
-            batches = make_batches(
-                run.config.data.pipeline,
-                store=run.store,
-                plan=stage.plan,
-                unlabelled=stage.unlabelled,
-                keys=stage.method.batch_keys,
-                first_step=first_step,
-                num_steps=stage.num_steps - first_step,
-                prefetch=4,
-            )
+            feed = _feed(run, stage, first_step)
         epoch = stage.plan.steps_per_epoch
         train(
             make_train_step(stage.method, stage.tx, stage.axis_name),
             state,
-            batches,
+            feed.batches,
+            feed.place,
             stage.key,
             stage=stage.name,
             method=stage.method,
@@ -223,6 +216,23 @@ def train_stage(run: Run, stage: Stage) -> None:
     finally:
         checkpoints.close()
     write_json(folder / "done.json", {"steps": stage.num_steps})
+
+
+def _feed(run: Run, stage: Stage, first_step: int) -> Feed:
+    """The batches of a stage from a step on."""
+    settings = run.config.data
+    what: dict[str, Any] = dict(
+        store=run.store,
+        plan=stage.plan,
+        unlabelled=stage.unlabelled,
+        keys=stage.method.batch_keys,
+        first_step=first_step,
+        num_steps=stage.num_steps - first_step,
+        devices=run.devices,
+    )
+    if settings.pipeline == "device":
+        return device_feed(dtype=settings.device_dtype, **what)
+    return host_feed(settings.pipeline, **what)
 
 
 def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState:
@@ -296,7 +306,7 @@ def _validation(run: Run, stage: Stage) -> Any:
         stage.method,
         run.store,
         rows,
-        pipeline=run.config.data.pipeline,
+        pipeline=host_pipeline(run.config.data.pipeline),
         crop_size=stage.plan.crop_size,
         batch_size=run.config.evaluate.batch_size,
         stop=run.stop,
@@ -353,7 +363,7 @@ def diagnose(run: Run) -> None:
             trained_state(stage, folder),
             store=run.store,
             rows=rows,
-            pipeline=run.config.data.pipeline,
+            pipeline=host_pipeline(run.config.data.pipeline),
             stop=run.stop,
         )
         log.info("%s: wrote %s", name, path)

@@ -28,14 +28,14 @@ def interrupt_at(name: str, place: str, number: int, delay: float) -> None:
                 send()
             yield item
 
-    def train(step, state, batches, key, **options):
+    def train(step, state, batches, *others, **options):
         if options["stage"] == place:
             batches = counted(batches, int(state.step))
         if place == "validate" and options["validate"]:
             numbers = counted(iter(int, 1), 0)
             validate = options["validate"]
             options["validate"] = lambda state: (next(numbers), validate(state))[1]
-        return train_as_written(step, state, batches, key, **options)
+        return train_as_written(step, state, batches, *others, **options)
 
     def prepare_dataset(data, dataset, report):
         watch = threading.Thread(target=wait_for, args=(Path(data.store_dir),))

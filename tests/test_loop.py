@@ -95,6 +95,7 @@ class Run:
                 make_train_step(self.method, tx, parallel.AXIS),
                 state,
                 (self.batch_of(step) for step in range(first, STEPS)),
+                lambda batch: parallel.shard(dict(batch), num_devices),
                 jax.random.key(7),
                 stage="pretrain",
                 method=self.method,

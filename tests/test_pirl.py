@@ -289,7 +289,7 @@ def test_bank_is_that_of_one_device_where_a_slice_is_on_two():
     def bank(state, batch, key):
         return method.loss(state.params, state, batch, key)[1].method_state["bank"]
 
-    banks = parallel.pmap_shares(bank, devices)(
+    banks = parallel.pmap_shares(bank, devices, others=1)(
         jax.device_get(state), parallel.shard(batch(), 2), jax.random.key(1)
     )
     np.testing.assert_array_equal(banks[0], banks[1])

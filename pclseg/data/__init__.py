@@ -14,7 +14,8 @@ from pclseg.named import checked_call, nearest
 if TYPE_CHECKING:
     from pclseg.data.plan import Plan
 
-_PIPELINES = ("numpy", "tf")
+_HOST_PIPELINES = ("numpy", "tf")
+PIPELINES = ("device", *_HOST_PIPELINES)  # "device" is of training alone
 Batches = Generator[dict[str, np.ndarray], None, None]
 
 
@@ -24,13 +25,22 @@ def check_pipeline(name: str) -> None:
     Raises:
         UserError: unknown name, TensorFlow not installed.
     """
-    if name not in _PIPELINES:
-        raise UserError(
-            f"config.data.pipeline is {name!r}; known are: {', '.join(_PIPELINES)}."
-            f"{nearest(name, _PIPELINES)}"
-        )
+    _check_name(name, PIPELINES)
     if name == "tf" and importlib.util.find_spec("tensorflow") is None:
         importlib.import_module("pclseg.data._tf")  # raises, and says what to do
+
+
+def _check_name(name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise UserError(
+            f"config.data.pipeline is {name!r}; known are: {', '.join(known)}."
+            f"{nearest(name, known)}"
+        )
+
+
+def host_pipeline(name: str) -> str:
+    """The pipeline of what is not training; with "device" that is "numpy"."""
+    return "numpy" if name == "device" else name
 
 
 def make_pipeline(name: str, **kwargs: Any) -> Batches:
@@ -43,6 +53,7 @@ def make_pipeline(name: str, **kwargs: Any) -> Batches:
     Raises:
         UserError: unknown name, missing or unknown argument, TensorFlow not installed.
     """
+    _check_name(name, _HOST_PIPELINES)
     check_pipeline(name)
     make = importlib.import_module(f"pclseg.data.pipeline_{name}").make
     return checked_call(make, f"pipeline {name!r}", **kwargs)

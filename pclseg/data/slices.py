@@ -169,15 +169,8 @@ def load_pixels(store: "Store", rows: Iterable[int], *, label: bool) -> Pixels:
         UserError: a label is asked for and a volume has none.
     """
     rows = sorted({int(row) for row in rows})
-    unlabelled = [
-        store.infos[row].name for row in rows if not store.infos[row].labelled
-    ]
-    if label and unlabelled:
-        raise UserError(
-            f"{len(unlabelled)} of {len(rows)} volumes have no label, the first is"
-            f" {unlabelled[0]!r}, but this stage trains on labels; take labelled"
-            " volumes (data.subset of the stage) or a method without labels."
-        )
+    if label:
+        check_labelled(store, rows)
     shapes = np.array([info.shape for info in store.infos], np.int64).reshape(-1, 3)
     sizes = shapes[rows].prod(axis=1)
     start = np.full(len(shapes), -1, np.int64)
@@ -198,6 +191,19 @@ def load_pixels(store: "Store", rows: Iterable[int], *, label: bool) -> Pixels:
         height=shapes[:, 1],
         width=shapes[:, 2],
     )
+
+
+def check_labelled(store: "Store", rows: Sequence[int]) -> None:
+    """Raises UserError unless all volumes `rows` of the store have labels."""
+    unlabelled = [
+        store.infos[row].name for row in rows if not store.infos[row].labelled
+    ]
+    if unlabelled:
+        raise UserError(
+            f"{len(unlabelled)} of {len(rows)} volumes have no label, the first is"
+            f" {unlabelled[0]!r}, but this stage trains on labels; take labelled"
+            " volumes (data.subset of the stage) or a method without labels."
+        )
 
 
 def _aligned(size: int, dtype: DTypeLike) -> np.ndarray:

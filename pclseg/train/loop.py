@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,6 @@ from pclseg.train.stop import StopFlag, Stopped
 
 log = logging.getLogger(__name__)
 
-Batches = Iterator[Mapping[str, np.ndarray]]
 # Steps that may be queued on the device: enough to keep it busy, few enough to stop.
 _QUEUED_STEPS = 2
 
@@ -29,7 +29,8 @@ _QUEUED_STEPS = 2
 def train(
     train_step: TrainStep,
     state: TrainState,
-    batches: Batches,
+    batches: Iterator[Mapping[str, np.ndarray]],
+    place: Callable[[Mapping[str, np.ndarray]], dict[str, Any]],
     key: jax.Array,
     *,
     stage: str,
@@ -53,6 +54,7 @@ def train(
         train_step: the pure step, not yet pmapped.
         state: where to start.
         batches: of the steps from `state.step` on.
+        place: batch -> what the method sees of it, with the axis of `parallel.shard`.
         key: of the stage; folded with the step inside.
         stage: name for log lines.
         method: for its batch keys and diagnosis.
@@ -110,11 +112,11 @@ def train(
     while done < num_steps:
         with meter.waiting():
             batch = next(batches)
-        if done == first:
-            check_batch(batch, method.batch_keys)
         # The first call compiles, which says nothing about the time left.
         with meter.paused() if done == first else contextlib.nullcontext():
-            shares = parallel.shard(dict(batch), len(devices))
+            shares = place(batch)
+            if done == first:
+                check_batch(shares, method.batch_keys, shares=True)
             state, metrics = step_fn(state, shares, key)
         done += 1
         record.add(metrics)
