@@ -46,7 +46,8 @@ def host_feed(pipeline: str, *, devices: Sequence[jax.Device], **kwargs) -> Feed
         **kwargs: of `data.make_batches`.
     """
     batches = make_batches(pipeline, prefetch=4, **kwargs)
-    return Feed(batches, lambda batch: parallel.shard(dict(batch), len(devices)))
+    number = len(parallel.local(devices))
+    return Feed(batches, lambda batch: parallel.shard(dict(batch), number))
 
 
 class _Stream(NamedTuple):
@@ -90,7 +91,7 @@ def device_feed(
         lines = load_lines(store, own_plan, label="label" in own, dtype=dtype)
         streams[prefix] = _Stream(own_plan, own, lines)
     held = {prefix: _pixels(stream.lines) for prefix, stream in streams.items()}
-    _check_room(sum(x.nbytes for x in jax.tree.leaves(held)), devices)
+    _check_room(sum(x.nbytes for x in jax.tree.leaves(held)), parallel.local(devices))
     held = parallel.replicate(held, devices)
 
     def cut(held: Mapping, batch: Mapping[str, Array]) -> dict[str, Array]:
@@ -116,9 +117,10 @@ def device_feed(
             }
 
     cut_shares = parallel.pmap_shares(cut, devices)
+    number = len(parallel.local(devices))
     return Feed(
         batches(),
-        lambda batch: cut_shares(held, parallel.shard(dict(batch), len(devices))),
+        lambda batch: cut_shares(held, parallel.shard(dict(batch), number)),
     )
 
 

@@ -3,20 +3,22 @@
 python -m pclseg.main --config=configs/pcl_acdc.py --workdir=runs/pcl_acdc
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import ml_collections
 from absl import flags
 
-from pclseg import dryrun, rundir, runner
+from pclseg import __version__, dryrun, processes, rundir, runner
 from pclseg.config import as_dict, is_override, load_config, override
 from pclseg.config_rules import check_config, check_only
 from pclseg.errors import UserError
@@ -35,6 +37,11 @@ class Arguments:
     stages: tuple[str, ...]
     devices: int
     dry_run: bool
+    coordinator: str
+    processes: int
+    process: int
+    join_seconds: int
+    stall_seconds: int
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,16 +76,20 @@ def run(arguments: Arguments) -> None:
     What can be checked without reading a voxel is checked before the run directory is
     made.
     """
+    _join(arguments)
     stop = StopFlag()
     stop.install()
     config = arguments.config
     devices = _devices(arguments.devices)
+    _check_alike(config)
     check_config(config, len(devices))
     check_only(arguments.stages, config)
     if arguments.workdir is None and not arguments.dry_run:
         raise UserError("--workdir is missing; name a folder for this run.")
     with stop.interruptible():
-        outline = runner.outline(config, dry_run=arguments.dry_run)
+        outline = processes.first_then_others(
+            lambda: runner.outline(config, dry_run=arguments.dry_run)
+        )
     if arguments.workdir is None or arguments.dry_run:
         with stop.interruptible():
             description = dryrun.describe(config, outline, devices)
@@ -86,18 +97,76 @@ def run(arguments: Arguments) -> None:
             log.info("%s", line)
         log.info("dry run: nothing was written.")
         return
-    workdir = arguments.workdir
-    with rundir.open_run(workdir, as_dict(config)):
-        rundir.log_to(workdir / "log.txt")
+    with _claimed(arguments.workdir, config) as workdir:
+        if processes.count() > 1 and arguments.stall_seconds:
+            stop.watch(arguments.stall_seconds)
         runner.execute(
             config,
             workdir,
             outline,
+            predictions=arguments.workdir / "predictions",
             devices=devices,
             only=arguments.stages,
             stop=stop,
         )
         log.info("finished: %s", workdir)
+
+
+def _join(arguments: Arguments) -> None:
+    """Joins the other processes, where the command line says that there are some."""
+    if not arguments.coordinator:
+        if arguments.processes != 1:
+            raise UserError(
+                f"--processes is {arguments.processes}, but --coordinator is missing;"
+                " expected HOST:PORT of process 0, or auto."
+            )
+        return
+    if arguments.devices:
+        raise UserError(
+            "--devices is for a single process; several use all devices that they see."
+        )
+    processes.join(
+        arguments.coordinator,
+        processes=arguments.processes,
+        process=arguments.process,
+        timeout_seconds=arguments.join_seconds,
+    )
+    if not processes.is_first():
+        logging.getLogger("pclseg").setLevel(logging.WARNING)
+
+
+def _check_alike(config: ml_collections.ConfigDict) -> None:
+    """Checks that all processes run the same config with the same pclseg.
+
+    Raises:
+        UserError: naming the first differences.
+    """
+    processes.check_alike({"the version of pclseg": __version__})
+    first, *others = processes.gather(as_dict(config))
+    for number, other in enumerate(others, start=1):
+        if differences := rundir.config_differences(other, first):
+            raise UserError(
+                f"process {number} has another config than process 0:"
+                f" {'; '.join(differences[:5])}; start all with the same command."
+            )
+
+
+@contextlib.contextmanager
+def _claimed(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[Path]:
+    """The run directory, for the first process; for others one that is thrown away."""
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> Path:
+            if not processes.is_first():
+                name = f"pclseg_process_{processes.index()}_"
+                return Path(
+                    stack.enter_context(tempfile.TemporaryDirectory(prefix=name))
+                )
+            stack.enter_context(rundir.open_run(workdir, as_dict(config)))
+            rundir.log_to(workdir / "log.txt")
+            return workdir
+
+        yield processes.together(claim)
 
 
 def parse(argv: Sequence[str]) -> Arguments | None:
@@ -128,6 +197,11 @@ def parse(argv: Sequence[str]) -> Arguments | None:
         stages=tuple(values.stages),
         devices=values.devices,
         dry_run=values.dry_run,
+        coordinator=values.coordinator,
+        processes=values.processes,
+        process=values.process,
+        join_seconds=values.join_seconds,
+        stall_seconds=values.stall_seconds,
     )
 
 
@@ -141,6 +215,11 @@ def _flags() -> flags.FlagValues:
         "stages": "Only these, e.g. pretrain,evaluate; default: all.",
         "devices": "Number of local devices to use; 0 means all.",
         "dry_run": "Build everything, print it, write nothing.",
+        "coordinator": "Several processes: HOST:PORT of process 0, or auto.",
+        "processes": "How many there are; not with --coordinator=auto.",
+        "process": "Which of them this is, from 0; not with --coordinator=auto.",
+        "join_seconds": "How long to wait for the others at the start.",
+        "stall_seconds": "Of several: ends one that stands still so long; 0 for never.",
         "help": "Print this.",
     }
     flags.DEFINE_string("config", None, help_of["config"], flag_values=own)
@@ -148,20 +227,28 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_list("stages", [], help_of["stages"], flag_values=own)
     flags.DEFINE_integer("devices", 0, help_of["devices"], flag_values=own)
     flags.DEFINE_bool("dry_run", False, help_of["dry_run"], flag_values=own)
+    flags.DEFINE_string("coordinator", "", help_of["coordinator"], flag_values=own)
+    for name, default in (
+        ("processes", 1),
+        ("process", 0),
+        ("join_seconds", 300),
+        ("stall_seconds", 1800),
+    ):
+        flags.DEFINE_integer(name, default, help_of[name], flag_values=own)
     flags.DEFINE_bool("help", False, help_of["help"], flag_values=own)
     return own
 
 
 def _help() -> str:
     values = _flags()
-    lines = [f"  --{name:<8} {values[name].help}" for name in values]
+    lines = [f"  --{name:<13} {values[name].help}" for name in values]
     lines.append("  --config.KEY=VALUE changes one value of the config.")
     return "\n".join([str(__doc__), *lines])
 
 
 def _devices(number: int) -> list[jax.Device]:
     try:
-        devices = jax.local_devices()
+        devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     except (RuntimeError, AssertionError) as error:  # the latter where a plugin lacks
         platforms = os.environ.get("JAX_PLATFORMS", "")
         raise UserError(

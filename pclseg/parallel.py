@@ -14,6 +14,11 @@ import numpy as np
 AXIS = "devices"
 
 
+def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Those of this process."""
+    return [d for d in devices if d.process_index == jax.process_index()]
+
+
 def pmap_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
     """Maps `step(state, batch, key) -> (state, metrics)` over `devices` by pmap.
 
@@ -35,8 +40,9 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Places every leaf whole on every device, as `pmap_step` returns its state.
 
     Placed otherwise, the first step is compiled, and perhaps rounded, unlike the rest.
+    Of several processes each places it on its own devices.
     """
-    mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+    mesh = jax.sharding.Mesh(np.asarray(local(devices)), (AXIS,))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.device_put(tree, everywhere)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from pclseg import building, cohort, diagnostics, rundir, scoring
+from pclseg import building, cohort, diagnostics, processes, rundir, scoring
 from pclseg.building import Outline, Stage
 from pclseg.data import host_pipeline, splits
 from pclseg.data.tfds_store import Store, open_store
@@ -33,10 +34,15 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run: its config and folder, the volumes, who is in which part, its stages."""
+    """One run: its config and folder, the volumes, who is in which part, its stages.
+
+    Of several processes the first has the run directory as `workdir`, the others have
+    folders of their own, which are thrown away; predictions all go to `predictions`.
+    """
 
     config: ml_collections.ConfigDict
     workdir: Path
+    predictions: Path
     devices: Sequence[jax.Device]
     stop: StopFlag
     store: Store
@@ -81,6 +87,7 @@ def execute(
     workdir: Path,
     outline: Outline,
     *,
+    predictions: Path,
     devices: Sequence[jax.Device],
     only: Sequence[str],
     stop: StopFlag,
@@ -89,7 +96,8 @@ def execute(
 
     Args:
         config: of the run.
-        workdir: claimed by the caller.
+        workdir: claimed by the caller; of its own in every process but the first.
+        predictions: where those of the last stage go, from all processes.
         outline: of this config.
         devices: to train on.
         only: names to run; empty means all.
@@ -103,7 +111,17 @@ def execute(
     _check_splits(workdir, outline)
     write_json(workdir / "splits.json", outline.all_splits)
     with stop.interruptible():
-        store = open_store(cohort.prepare_dataset(config.data, dataset, log.info))
+        path = processes.first_then_others(
+            lambda: cohort.prepare_dataset(config.data, dataset, log.info)
+        )
+        store = open_store(path)
+    volumes = [(info.name, info.shape, info.labelled) for info in store.infos]
+    processes.check_alike(
+        {
+            "the prepared data": f"{len(volumes)} volumes, checksum"
+            f" {zlib.crc32(repr(volumes).encode())}"
+        }
+    )
     _warn_of_other_files(workdir / "dataset.json", store)
     write_json(
         workdir / "dataset.json",
@@ -120,6 +138,7 @@ def execute(
     run = Run(
         config=config,
         workdir=workdir,
+        predictions=predictions,
         devices=devices,
         stop=stop,
         store=store,
@@ -172,7 +191,7 @@ def _warn_of_other_files(path: Path, store: Store) -> None:
 def train_stage(run: Run, stage: Stage) -> None:
     """Trains one stage, from its newest checkpoint if it has one."""
     folder = run.workdir / stage.name
-    if building.is_finished(folder):
+    if processes.first_says(building.is_finished(folder)):
         log.info("%s: finished before, skipped", stage.name)
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +199,9 @@ def train_stage(run: Run, stage: Stage) -> None:
     checkpoints = Checkpoints(folder / "checkpoints", keep=settings.keep)
     try:
         with run.stop.interruptible():
-            state = _first_state(run, stage, checkpoints)
+            state = processes.from_first(
+                processes.together(lambda: _first_state(run, stage, checkpoints))
+            )
             first_step = int(state.step)
             old = (folder / "done.json", folder / diagnostics.FILE)
             for path in (*old, run.workdir / "summary.json"):
@@ -221,10 +242,15 @@ def train_stage(run: Run, stage: Stage) -> None:
 def _feed(run: Run, stage: Stage, first_step: int) -> Feed:
     """The batches of a stage from a step on."""
     settings = run.config.data
+    share = processes.index(), processes.count()
+    plan, unlabelled = (
+        plan and dataclasses.replace(plan, share=share)
+        for plan in (stage.plan, stage.unlabelled)
+    )
     what: dict[str, Any] = dict(
         store=run.store,
-        plan=stage.plan,
-        unlabelled=stage.unlabelled,
+        plan=plan,
+        unlabelled=unlabelled,
         keys=stage.method.batch_keys,
         first_step=first_step,
         num_steps=stage.num_steps - first_step,
@@ -236,7 +262,12 @@ def _feed(run: Run, stage: Stage, first_step: int) -> Feed:
 
 
 def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState:
-    """The newest checkpoint, or a new start, its encoder from elsewhere if asked."""
+    """The newest checkpoint, or a new start, its encoder from elsewhere if asked.
+
+    Only the first process looks; the others have the shape of what it finds.
+    """
+    if not processes.is_first():
+        return stage.init()
     state = checkpoints.restore(stage.abstract())
     if state is not None:
         log.info(
@@ -326,15 +357,21 @@ def trained_state(stage: Stage, folder: Path) -> TrainState:
     Raises:
         UserError: the stage has no checkpoint, or one of another model.
     """
-    building.check_finished(folder)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=stage.config.train.keep)
-    state = checkpoints.restore(stage.abstract())
-    checkpoints.close()
-    if state is None:
-        raise UserError(
-            f"{folder}/checkpoints holds no checkpoint; delete {folder}/done.json."
-        )
-    return state
+
+    def restored() -> TrainState:
+        if not processes.is_first():
+            return stage.init()  # for its shapes
+        building.check_finished(folder)
+        checkpoints = Checkpoints(folder / "checkpoints", keep=stage.config.train.keep)
+        state = checkpoints.restore(stage.abstract())
+        checkpoints.close()
+        if state is None:
+            raise UserError(
+                f"{folder}/checkpoints holds no checkpoint; delete {folder}/done.json."
+            )
+        return state
+
+    return processes.from_first(processes.together(restored))
 
 
 def segmentation_stage(stages: Mapping[str, Stage]) -> Stage | None:
@@ -349,9 +386,10 @@ def diagnose(run: Run) -> None:
     for name, stage in run.stages.items():
         folder = run.workdir / name
         path = folder / diagnostics.FILE
-        if stage.method.embed is None or not building.is_finished(folder):
+        finished = processes.first_says(building.is_finished(folder))
+        if stage.method.embed is None or not finished:
             continue
-        if path.exists():
+        if processes.first_says(path.exists()):
             log.info("%s: diagnostics written before, skipped", name)
             continue
         if not rows:
@@ -379,12 +417,12 @@ def evaluate(run: Run) -> None:
     if stage is None:
         log.info("evaluate: no stage predicts, skipped")
         return
-    if (run.workdir / "summary.json").exists():
+    if processes.first_says((run.workdir / "summary.json").exists()):
         log.info("evaluate: finished before, skipped")
         return
     folder = run.workdir / stage.name
     state = trained_state(stage, folder)
-    rows = _score(run, stage, stage.method, state, run.workdir / "predictions")
+    rows = _score(run, stage, stage.method, state, run.predictions)
     write_cases(run.workdir / "cases.csv", rows)
     others = {}
     for name, predict in stage.method.also_predict.items():

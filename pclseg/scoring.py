@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pclseg import processes
 from pclseg.data import make_pipeline
 from pclseg.data.plan import Plan
 from pclseg.data.slices import slice_table
@@ -87,19 +88,21 @@ def pooled_validation(
                 )
             )
         totals = {name: np.zeros((num_classes, 3), np.int64) for name in networks}
-        left = plan.num_slices
-        for batch in batches:
+        for number in processes.turns(len(batches)):
             stop.check()
+            if number is None:
+                continue
+            batch = batches[number]
             predictions = jax.device_get(predict(state, batch["image"]))
-            real = min(left, batch_size)  # the last batch is filled with repeats
+            # the last batch is filled with repeats
+            real = min(plan.num_slices - number * batch_size, batch_size)
             for name, labels in predictions.items():
                 totals[name] += counts(
                     labels[:real], batch["label"][:real], num_classes
                 )
-            left -= real
         scores: dict[str, float] = {}
-        for name, total in totals.items():
-            scores |= _named_dice(name, total, store.class_names)
+        for name, own in totals.items():
+            scores |= _named_dice(name, processes.total(own), store.class_names)
         return scores
 
     return validate
@@ -150,15 +153,19 @@ def score_cases(
             None to keep no prediction.
         tolerance_mm: of the normalised surface distance.
         stop: polled between volumes.
+
+    Several processes share the volumes and all get the rows of all.
     """
-    scored: list[dict[str, Any]] = []
-    for number, row in enumerate(rows, start=1):
+    scored: dict[int, list[dict[str, Any]]] = {}
+    for number in processes.turns(len(rows)):
         stop.check()
-        volume = store.volume(row)
+        if number is None:
+            continue
+        volume = store.volume(rows[number])
         if volume.label is None:
             raise ValueError(f"{volume.info.name} has no label; it cannot be scored.")
         probs = predict(volume.image)
-        scored += case_rows(
+        scored[number] = case_rows(
             volume.info,
             probs.argmax(axis=-1),
             volume.label,
@@ -167,8 +174,9 @@ def score_cases(
         )
         if folder is not None:
             _write_native(folder, volume, probs, store.label_values)
-        log.info("evaluate %d/%d %s", number, len(rows), volume.info.name)
-    return scored
+        log.info("evaluate %d/%d %s", number + 1, len(rows), volume.info.name)
+    everyone = [pair for own in processes.gather(list(scored.items())) for pair in own]
+    return [row for _, case in sorted(everyone) for row in case]
 
 
 def _write_native(

@@ -109,6 +109,7 @@ def test_a_run_from_the_device_is_the_run_from_the_host(tmp_path, monkeypatch):
             config,
             workdir,
             outline,
+            predictions=workdir / "predictions",
             devices=jax.devices()[:1],
             only=(),
             stop=StopFlag(),

@@ -337,7 +337,13 @@ def test_fine_tuning_starts_from_the_imported_encoder(
     monkeypatch.setattr(prepare.futures, "ProcessPoolExecutor", InlinePool)
     devices, only = jax.local_devices()[:1], ("finetune",)
     runner.execute(
-        config, workdir, outline, devices=devices, only=only, stop=StopFlag()
+        config,
+        workdir,
+        outline,
+        predictions=workdir / "predictions",
+        devices=devices,
+        only=only,
+        stop=StopFlag(),
     )
     started = traverse_util.flatten_dict(first[0])
     expected = traverse_util.flatten_dict(convert(read_torch_file(UNET)).variables)

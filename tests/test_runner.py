@@ -31,7 +31,15 @@ def stage_of(name, *, init_from=""):
 
 def go_on(workdir, splits):
     outline = SimpleNamespace(dataset=None, split=None, all_splits=splits)
-    runner.execute(None, workdir, outline, devices=[], only=(), stop=StopFlag())
+    runner.execute(
+        None,
+        workdir,
+        outline,
+        predictions=workdir,
+        devices=[],
+        only=(),
+        stop=StopFlag(),
+    )
 
 
 def test_a_run_that_has_begun_is_not_continued_with_other_splits(tmp_path):

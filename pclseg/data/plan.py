@@ -57,6 +57,7 @@ class Plan:
             whole volumes, from each one slice of every quarter of its height, from
             below; Chaitanya et al. 2020, arXiv 2006.10511. Their epochs have as many
             steps as those of "slices".
+        share: (i, n): `rows` are the i-th n-th of a batch, for one process of several.
         last_batch: of an epoch: "drop" the slices that fill no batch, or "fill" up with
             the first slices of the same epoch's order. (The authors' fine-tuning has a
             smaller last batch; here the shape is static.)
@@ -73,6 +74,7 @@ class Plan:
     shuffle: bool
     sampling: str
     last_batch: str
+    share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         """Checks what a config can get wrong."""
@@ -125,7 +127,7 @@ class Plan:
         return full + (rest > 0 and self.last_batch == "fill")
 
     def rows(self, step: int) -> Rows:
-        """The slices of step `step`, counted from 0 over all epochs."""
+        """The slices of step `step`, counted from 0 over all epochs; of the share."""
         if step < 0:
             raise ValueError(f"step is {step}; expected 0 or more.")
         draw = {"slices": self._slices, "partitions": self._partitions}
@@ -138,15 +140,17 @@ class Plan:
             "partitions": (np.arange(len(item)) % PARTITIONS + 1).astype(np.int32),
         }
         top, left = self._crop_starts(step, size.astype(np.int64)).T
+        number, of = self.share
+        own = np.s_[number * len(item) // of : (number + 1) * len(item) // of]
         return Rows(
-            volume=table.volume[item],
-            index=index,
-            count=count,
-            top=top,
-            left=left,
-            slice=item.astype(np.int32),
-            num_slices=np.full(len(item), self.num_slices, np.int32),
-            partition=partition[self.sampling],
+            volume=table.volume[item][own],
+            index=index[own],
+            count=count[own],
+            top=top[own],
+            left=left[own],
+            slice=item.astype(np.int32)[own],
+            num_slices=np.full(len(item), self.num_slices, np.int32)[own],
+            partition=partition[self.sampling][own],
         )
 
     def _slices(self, step: int) -> np.ndarray:

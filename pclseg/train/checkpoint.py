@@ -39,11 +39,10 @@ class Checkpoints:
         """
         self._folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            enable_async_checkpointing=True,
-            create=True,
+            max_to_keep=keep, enable_async_checkpointing=True, create=False, **_alone()
         )
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
             raise self._failed(error) from error
@@ -149,7 +148,8 @@ def load_weights(folder: Path) -> tuple[int, Tree, Tree]:
         raise UserError(
             f"{folder} does not exist; expected a stage's checkpoints folder."
         )
-    with ocp.CheckpointManager(folder) as manager:
+    options = ocp.CheckpointManagerOptions(create=False, **_alone())
+    with ocp.CheckpointManager(folder, options=options) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(
@@ -157,6 +157,20 @@ def load_weights(folder: Path) -> tuple[int, Tree, Tree]:
             )
         item = _restore(manager, folder / str(step), None)
     return step, item["params"], item["model_state"]["batch_stats"]
+
+
+def _alone() -> dict[str, Any]:
+    """Options by which a process of several reads and writes without the others."""
+    if jax.process_count() == 1:
+        return {}
+    me = jax.process_index()
+    return {
+        "multiprocessing_options": ocp.options.MultiprocessingOptions(
+            primary_host=me,
+            active_processes={me},
+            barrier_sync_key_prefix=f"process_{me}",
+        )
+    }
 
 
 def _restore(

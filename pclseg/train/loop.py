@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pclseg import parallel
+from pclseg import parallel, processes
 from pclseg.batch import check_batch
 from pclseg.errors import UserError
 from pclseg.methods.base import Method
@@ -107,7 +107,8 @@ def train(
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         log.info("%s validation after step %d: %s", stage, done, shown)
 
-    if done and done not in writer.steps("validation"):  # killed before it was written
+    unwritten = done > 0 and done not in writer.steps("validation")
+    if processes.first_says(unwritten):  # killed before it was written
         validate_now()
     while done < num_steps:
         with meter.waiting():
@@ -129,9 +130,10 @@ def train(
             log.info("%s", meter.line(stage, done, {**means, **speed}))
             if warning := method.diagnose(means):
                 log.warning("%s step %d: %s", stage, done, warning)
-        if last or done % checkpoint_every == 0 or stop.requested:
+        asked = stop.asked(done)
+        if last or done % checkpoint_every == 0 or asked:
             save()
-        if stop.requested and not last:
+        if asked and not last:
             checkpoints.wait()
             raise _stopped(stage, done, num_steps)
         validate_now()

@@ -1,10 +1,24 @@
 """Asked to stop: SIGTERM and Ctrl-C set a flag that long work polls."""
 
 import contextlib
+import faulthandler
+import logging
 import multiprocessing
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
+
+from pclseg import processes
+
+log = logging.getLogger(__name__)
+
+STALLED = 70  # exit code of a run that stands still
+# Steps between the turns at which several processes ask each other.
+_TURN = 16
 
 
 class Stopped(BaseException):
@@ -15,12 +29,18 @@ class Stopped(BaseException):
 
 
 class StopFlag:
-    """Knows whether the process was asked to end; a second Ctrl-C ends it at once."""
+    """Knows whether the process was asked to end; a second Ctrl-C ends it at once.
+
+    Of several processes all end when one was asked: `check` and `asked` are then turns
+    that every process must take, and nothing is interrupted in between.
+    """
 
     def __init__(self) -> None:
         """Starts unasked; `install` catches signals."""
         self.requested = False
         self._may_raise = False
+        self._polled = time.monotonic()
+        self._stall_seconds = 0.0
 
     def install(self) -> None:
         """Catches SIGTERM and SIGINT."""
@@ -28,23 +48,63 @@ class StopFlag:
         signal.signal(signal.SIGINT, self._ask)
 
     def check(self) -> None:
-        """Raises Stopped if the process was asked to end."""
-        if self.requested:
+        """Raises Stopped if this or another process was asked to end."""
+        self._poll()
+        if processes.any_of(self.requested):
             raise Stopped
+
+    def asked(self, step: int) -> bool:
+        """Whether to end after `step`; several processes agree every few steps."""
+        self._poll()
+        if processes.count() == 1:
+            return self.requested
+        return step % _TURN == 0 and processes.any_of(self.requested)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
         """A block of work that has nothing to save and does not poll.
 
         The signal itself raises Stopped inside it, and ends its worker processes, which
-        the block would otherwise wait for.
+        the block would otherwise wait for. Not so in one process of several.
         """
-        before, self._may_raise = self._may_raise, True
+        alone = processes.count() == 1
+        if alone and self.requested:
+            raise Stopped
+        before, self._may_raise = self._may_raise, alone
         try:
-            self.check()
             yield
         finally:
             self._may_raise = before and not self.requested
+
+    def watch(self, seconds: float) -> None:
+        """From the first poll on ends this process if nothing polls for so long.
+
+        Where one of several processes is stuck, the others wait for it in a collective
+        that never returns. The stack of every thread is printed; the exit code is 70.
+        """
+        self._stall_seconds = seconds
+
+    def _poll(self) -> None:
+        self._polled = time.monotonic()
+        if self._stall_seconds:
+            threading.Thread(
+                target=self._watch, args=(self._stall_seconds,), daemon=True
+            ).start()
+            self._stall_seconds = 0.0  # one thread is enough
+
+    def _watch(self, seconds: float) -> None:
+        while (silent := time.monotonic() - self._polled) < seconds:
+            time.sleep(min(seconds - silent, 5.0))
+        log.error(
+            "process %d of %d: nothing moved for %.0f s (--stall_seconds); another"
+            " process or a device may be stuck. The same command goes on from the last"
+            " checkpoint.",
+            processes.index(),
+            processes.count(),
+            silent,
+        )
+        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+        os._exit(STALLED)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         del number, frame

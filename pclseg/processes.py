@@ -1,0 +1,207 @@
+"""Several processes of one run: joined at the start, of one mind at every turn.
+
+Every process runs the same program on its own devices. What one of them finds out, a
+stop it was asked for or an error of its user's, all must learn, for the others would
+wait for ever in the next collective.
+"""
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from pclseg.errors import UserError
+
+T = TypeVar("T")
+
+
+def join(
+    coordinator: str, *, processes: int, process: int, timeout_seconds: int
+) -> None:
+    """Joins the other processes of the run; call it before anything asks for devices.
+
+    Args:
+        coordinator: "HOST:PORT" of process 0, or "auto" where the machines know it
+            themselves: on a TPU pod, under SLURM or Open MPI.
+        processes: how many there are; with "auto" not used.
+        process: which of them this is, from 0; with "auto" not used.
+        timeout_seconds: how long to wait for the others.
+
+    Raises:
+        UserError: no such number; the coordinator or another process was not reached.
+    """
+    given: dict[str, Any] = {}
+    if coordinator != "auto":
+        if not 0 <= process < processes:
+            raise UserError(
+                f"--process is {process} of --processes={processes}; expected 0 to"
+                f" {max(processes, 1) - 1}."
+            )
+        _check_address(coordinator)
+        given = dict(
+            coordinator_address=coordinator,
+            num_processes=processes,
+            process_id=process,
+        )
+        if process:
+            _check_reached(coordinator, timeout_seconds)
+    try:
+        jax.distributed.initialize(**given, initialization_timeout=timeout_seconds)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"the other processes at --coordinator={coordinator} were not reached in"
+            f" {timeout_seconds} s ({reason}); start all of them with the same"
+            " --coordinator and --processes."
+        ) from error
+
+
+def _check_address(coordinator: str) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(
+            f"--coordinator is {coordinator!r}; expected 'auto' or HOST:PORT of process"
+            " 0, such as 10.0.0.2:1234."
+        )
+
+
+def _check_reached(coordinator: str, timeout_seconds: int) -> None:
+    """Waits for the coordinator here: jax would end the process with a stack dump."""
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=2).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--coordinator={coordinator} did not answer in {timeout_seconds} s"
+                    f" ({error.strerror or error}); is process 0 running there, and"
+                    " may this machine reach it?"
+                ) from error
+        time.sleep(0.5)
+
+
+def count() -> int:
+    """How many processes the run has."""
+    return jax.process_count()
+
+
+def index() -> int:
+    """Which of them this is, from 0."""
+    return jax.process_index()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes the run directory."""
+    return index() == 0
+
+
+def any_of(flag: bool) -> bool:
+    """Whether `flag` is set in any process; all must ask."""
+    if count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def gather(value: Any) -> list[Any]:
+    """What every process has, in their order; it is JSON-able, and all must ask."""
+    if count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(len(text))).reshape(-1)
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(text)] = text
+    texts = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(row[:length].tobytes())
+        for row, length in zip(texts, lengths, strict=True)
+    ]
+
+
+def from_first(tree: T) -> T:
+    """Every array of the tree as the first process has it, on the host.
+
+    The trees must have the same structure, shapes and dtypes.
+    """
+    return tree if count() == 1 else multihost_utils.broadcast_one_to_all(tree)
+
+
+def total(array: np.ndarray) -> np.ndarray:
+    """Sum over the processes; int64 stays exact."""
+    if count() == 1:
+        return array
+    return np.sum(np.array(gather(array.tolist())), axis=0).astype(array.dtype)
+
+
+def together(action: Callable[[], T]) -> T:
+    """Calls `action` in every process; where one fails, all fail.
+
+    Raises:
+        UserError: of the first process that has one, and which process that is.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except UserError as found:
+        error = found
+    if count() == 1:
+        if error:
+            raise error
+        return result  # pyright: ignore[reportReturnType]
+    for number, text in enumerate(gather(str(error) if error else "")):
+        if text:
+            raise UserError(f"process {number} of {count()}: {text}") from error
+    return result  # pyright: ignore[reportReturnType]
+
+
+def first_then_others(action: Callable[[], T]) -> T:
+    """Calls `action` in the first process and, once that is done, in the others."""
+    if not is_first():
+        together(lambda: None)
+    result = together(action)
+    if is_first():
+        together(lambda: None)
+    return result
+
+
+def turns(number: int) -> Iterator[int | None]:
+    """Deals 0..number-1 to the processes; all take equally many turns.
+
+    Yields:
+        The next item of this process, or None in a turn that has none left for it.
+    """
+    for start in range(0, number, count()):
+        item = start + index()
+        yield item if item < number else None
+
+
+def first_says(flag: bool) -> bool:
+    """`flag` as the first process has it; all must ask."""
+    return bool(from_first(np.array(flag)))
+
+
+def check_alike(facts: Mapping[str, str]) -> None:
+    """Checks that all processes have the same facts.
+
+    Args:
+        facts: text by what it is about, such as {"the config": "..."}.
+
+    Raises:
+        UserError: naming what differs, and in which processes.
+    """
+    everyone = gather(dict(facts))
+    for name, value in everyone[0].items():
+        others = [n for n, have in enumerate(everyone) if have.get(name) != value]
+        if others:
+            raise UserError(
+                f"{name} of process {others[0]} is another one than that of process 0"
+                f" ({everyone[others[0]].get(name)} there, {value} here); start all"
+                " processes with the same command on the same files."
+            )
