@@ -1,0 +1,227 @@
+"""Two processes of two devices each against one of four, and what may go wrong."""
+
+import csv
+import dataclasses
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import ROOT, main_command, main_env, run_main, tiny_args
+
+pytestmark = pytest.mark.slow
+FLAGS = "--xla_backend_optimization_level=0"  # compiles in half the time
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Folders that the runs of this module share."""
+
+    root: Path
+
+    def args(self, workdir, *extra, **more):
+        changes = dict(
+            data__options__volumes=15,  # three are held out: one process has two
+            pretrain__augment={"name": "none"},
+            pretrain__train__steps=3,  # few: rounding may carry a ReLU over its kink
+            pretrain__train__checkpoint_every=100,
+            finetune__augment={"name": "none"},
+            finetune__train__steps=3,
+            # Adam would make much of the rounding of near-zero gradients
+            finetune__optimizer__name="sgd",
+        )
+        folders = self.root / "phantom", self.root / "prepared", self.root / workdir
+        return [*tiny_args(*folders, **{**changes, **more}), *extra]
+
+    def env(self, devices):
+        flags = f"--xla_force_host_platform_device_count={devices} {FLAGS}"
+        return main_env(cache=self.root / "cache", XLA_FLAGS=flags)
+
+    def start(self, args, *, others=None):
+        """Two processes; `others` are the arguments of the second if they differ."""
+        port = free_port()
+        return [
+            subprocess.Popen(
+                main_command(
+                    [
+                        *own,
+                        f"--coordinator=127.0.0.1:{port}",
+                        "--processes=2",
+                        f"--process={number}",
+                    ]
+                ),
+                cwd=ROOT,
+                env=self.env(2),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number, own in enumerate((args, others or args))
+        ]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def finish(running, timeout=300):
+    """(exit code, standard error) of every process."""
+    try:
+        texts = [process.communicate(timeout=timeout)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [(p.returncode, text) for p, text in zip(running, texts, strict=True)]
+
+
+def numbers(path):
+    """{column: values} of a CSV file, numbers as such."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return {
+        key: [float(row[key]) if _is_number(row[key]) else row[key] for row in rows]
+        for key in rows[0]
+    }
+
+
+def _is_number(text):
+    return re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", text) is not None
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("processes"))
+
+
+@pytest.fixture(scope="module")
+def one(place):
+    """The run of a single process."""
+    done = run_main(place.args("one"), env=place.env(4))
+    assert done.returncode == 0, done.stderr
+    return place.root / "one"
+
+
+def test_two_processes_give_the_numbers_of_one(place, one):
+    for code, text in finish(place.start(place.args("two"))):
+        assert code == 0, text
+    two = place.root / "two"
+    tables = ("pretrain/metrics.csv", "finetune/metrics.csv", "finetune/validation.csv")
+    for table in (*tables, "cases.csv"):
+        have, want = numbers(two / table), numbers(one / table)
+        assert list(have) == list(want)
+        for key, values in want.items():
+            if isinstance(values[0], str):
+                assert have[key] == values
+            else:
+                np.testing.assert_allclose(have[key], values, rtol=1e-4, atol=1e-6)
+    predictions = sorted(path.name for path in (two / "predictions").iterdir())
+    assert len(predictions) == 3
+    assert predictions == sorted(path.name for path in (one / "predictions").iterdir())
+
+
+def test_a_signal_to_one_stops_both_and_one_process_goes_on(place, one):
+    args = place.args("stopped", pretrain__train__steps=4000)
+    running = place.start(args)
+    log = place.root / "stopped" / "log.txt"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and "pretrain step 8/" in log.read_text()):
+        assert time.monotonic() < deadline and running[0].poll() is None
+        time.sleep(0.2)
+    running[1].send_signal(signal.SIGTERM)
+    for code, text in finish(running, timeout=60):
+        assert code == 0, text
+    text = log.read_text()
+    step = int(re.search(r"the state of step (\d+) of 4000 is saved", text)[1])
+    saved = place.root / "stopped" / "pretrain" / "checkpoints"
+    assert [path.name for path in saved.iterdir()] == [str(step)]
+    again = subprocess.Popen(
+        main_command(args),
+        cwd=ROOT,
+        env=place.env(4),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while f"going on from step {step}" not in log.read_text():
+        assert again.poll() is None
+        time.sleep(0.2)
+    again.send_signal(signal.SIGTERM)
+    assert finish([again], timeout=60)[0][0] == 0
+
+
+def test_another_config_in_one_process_stops_both_and_is_named(place, one):
+    args = place.args("differ")
+    others = [*args, "--config.seed=7"]
+    for code, text in finish(place.start(args, others=others)):
+        assert code == 1
+        assert "process 1 has another config" in text and "config.seed: 7" in text
+    assert not (place.root / "differ").exists()
+
+
+def test_a_batch_that_does_not_split_is_refused_by_both(place, one):
+    args = place.args("uneven", pretrain__data__batch_size=6)
+    for code, text in finish(place.start(args)):
+        assert code == 1
+        assert "batch_size is 6; expected a multiple of the 4 devices" in text
+
+
+def test_a_process_that_stands_still_ends_the_other_with_its_stacks(place, one):
+    args = place.args("stuck", "--stall_seconds=6", pretrain__train__steps=4000)
+    running = place.start(args)
+    log = place.root / "stuck" / "log.txt"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and "pretrain step 8/" in log.read_text()):
+        assert time.monotonic() < deadline and running[0].poll() is None
+        time.sleep(0.2)
+    running[1].send_signal(signal.SIGSTOP)
+    try:
+        _, text = running[0].communicate(timeout=60)
+    finally:
+        for process in running:
+            process.kill()
+    assert running[0].returncode == 70, text
+    assert "process 0 of 2: nothing moved for" in text
+    assert "Current thread" in text or "most recent call first" in text
+
+
+def test_an_unreachable_coordinator_is_named(place):
+    address = f"127.0.0.1:{free_port()}"
+    args = [*place.args("lost"), f"--coordinator={address}", "--join_seconds=2"]
+    done = run_main([*args, "--processes=2", "--process=1"], env=place.env(2))
+    assert done.returncode == 1
+    assert f"error: --coordinator={address} did not answer in 2 s" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        (["--processes=2"], "--coordinator is missing"),
+        (["--coordinator=here", "--processes=2"], "expected 'auto' or HOST:PORT"),
+        (["--coordinator=a:1", "--processes=2", "--process=2"], "expected 0 to 1"),
+        (["--coordinator=a:1", "--devices=1"], "--devices is for a single process"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(place, extra, expected):
+    done = run_main([*place.args("flags"), *extra], env=place.env(1))
+    assert done.returncode == 1 and expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_local_runner_prints_what_it_would_start():
+    script = ROOT / "launch" / "local_multiprocess.py"
+    args = ["--processes", "2", "--dry-run", "--", "--config=a b.py", "--workdir=r"]
+    done = subprocess.run(
+        [sys.executable, str(script), *args], capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for number, line in enumerate(lines):
+        assert "'--config=a b.py' --workdir=r --coordinator=127.0.0.1:1234" in line
+        assert line.endswith(f"--processes=2 --process={number}")
