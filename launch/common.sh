@@ -9,9 +9,13 @@ die() {
     exit 2
 }
 
-# Prints the head comment of the script as its help.
+# Prints the head comment of a script as its help.
+usage_of() {
+    sed -nE '2,/^$/s/^# ?//p' "$1"
+}
+
 usage() {
-    sed -nE '2,/^$/s/^# ?//p' "$0"
+    usage_of "$0"
 }
 
 # Prints a command, quoted so that it can be pasted, and runs it unless --dry-run.

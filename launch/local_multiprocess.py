@@ -36,7 +36,8 @@ def main(argv: list[str]) -> int:
     flags = f"--xla_force_host_platform_device_count={args.devices}"
     if args.dry_run:
         for command in commands:
-            sys.stdout.write(f"XLA_FLAGS={flags} JAX_PLATFORMS=cpu {shlex.join(command)}\n")
+            line = f"XLA_FLAGS={flags} JAX_PLATFORMS=cpu {shlex.join(command)}\n"
+            sys.stdout.write(line)
         return 0
     flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

@@ -42,6 +42,7 @@ class Arguments:
     process: int
     join_seconds: int
     stall_seconds: int
+    stopped_status: int
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
         argv: name of the program, then its arguments.
     """
     rundir.log_to(None)
+    arguments = None
     try:
         arguments = parse(argv)
         if arguments is None:
@@ -64,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
         about = f" {stopped}." if str(stopped) else ""
         log.info("stopped as asked.%s The same command goes on from there:", about)
         log.info("  python -m pclseg.main %s", shlex.join(argv[1:]))
+        return arguments.stopped_status if arguments else 0
     except KeyboardInterrupt:  # the second one; the first saves
         log.error("interrupted at once; the same command goes on from what is saved.")
         return 130
@@ -202,6 +205,7 @@ def parse(argv: Sequence[str]) -> Arguments | None:
         process=values.process,
         join_seconds=values.join_seconds,
         stall_seconds=values.stall_seconds,
+        stopped_status=values.stopped_status,
     )
 
 
@@ -220,6 +224,7 @@ def _flags() -> flags.FlagValues:
         "process": "Which of them this is, from 0; not with --coordinator=auto.",
         "join_seconds": "How long to wait for the others at the start.",
         "stall_seconds": "Of several: ends one that stands still so long; 0 for never.",
+        "stopped_status": "Exit status of a run that was asked to stop, for a queue.",
         "help": "Print this.",
     }
     flags.DEFINE_string("config", None, help_of["config"], flag_values=own)
@@ -233,6 +238,7 @@ def _flags() -> flags.FlagValues:
         ("process", 0),
         ("join_seconds", 300),
         ("stall_seconds", 1800),
+        ("stopped_status", 0),
     ):
         flags.DEFINE_integer(name, default, help_of[name], flag_values=own)
     flags.DEFINE_bool("help", False, help_of["help"], flag_values=own)
@@ -241,7 +247,7 @@ def _flags() -> flags.FlagValues:
 
 def _help() -> str:
     values = _flags()
-    lines = [f"  --{name:<13} {values[name].help}" for name in values]
+    lines = [f"  --{name:<14} {values[name].help}" for name in values]
     lines.append("  --config.KEY=VALUE changes one value of the config.")
     return "\n".join([str(__doc__), *lines])
 

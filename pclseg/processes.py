@@ -110,6 +110,11 @@ def any_of(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
+def meet() -> None:
+    """Returns once all processes are here."""
+    any_of(False)
+
+
 def gather(value: Any) -> list[Any]:
     """What every process has, in their order; it is JSON-able, and all must ask."""
     if count() == 1:

@@ -127,7 +127,7 @@ def test_two_processes_give_the_numbers_of_one(place, one):
 
 
 def test_a_signal_to_one_stops_both_and_one_process_goes_on(place, one):
-    args = place.args("stopped", pretrain__train__steps=4000)
+    args = place.args("stopped", "--stopped_status=75", pretrain__train__steps=4000)
     running = place.start(args)
     log = place.root / "stopped" / "log.txt"
     deadline = time.monotonic() + 120
@@ -136,7 +136,7 @@ def test_a_signal_to_one_stops_both_and_one_process_goes_on(place, one):
         time.sleep(0.2)
     running[1].send_signal(signal.SIGTERM)
     for code, text in finish(running, timeout=60):
-        assert code == 0, text
+        assert code == 75, text
     text = log.read_text()
     step = int(re.search(r"the state of step (\d+) of 4000 is saved", text)[1])
     saved = place.root / "stopped" / "pretrain" / "checkpoints"
@@ -152,7 +152,7 @@ def test_a_signal_to_one_stops_both_and_one_process_goes_on(place, one):
         assert again.poll() is None
         time.sleep(0.2)
     again.send_signal(signal.SIGTERM)
-    assert finish([again], timeout=60)[0][0] == 0
+    assert finish([again], timeout=60)[0][0] == 75
 
 
 def test_another_config_in_one_process_stops_both_and_is_named(place, one):

@@ -92,6 +92,11 @@ def train(
         except NotFiniteError as error:
             raise record.fault(done - 1, f"{error} not finite after") from error
 
+    def stopped() -> Stopped:
+        checkpoints.wait()
+        processes.meet()  # before one ends: a queue may then kill the others
+        return Stopped(f"{stage}: the state of step {done} of {num_steps} is saved")
+
     def validate_now() -> None:
         if validate is None or not (done == num_steps or validate_at(done)):
             return
@@ -100,8 +105,7 @@ def train(
                 scores = validate(state)
         except Stopped:
             save()
-            checkpoints.wait()
-            raise _stopped(stage, done, num_steps) from None
+            raise stopped() from None
         writer.append("validation", {done: scores})
         writer.scalars("validation", done, scores)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
@@ -134,15 +138,10 @@ def train(
         if last or done % checkpoint_every == 0 or asked:
             save()
         if asked and not last:
-            checkpoints.wait()
-            raise _stopped(stage, done, num_steps)
+            raise stopped()
         validate_now()
     checkpoints.wait()
     return state
-
-
-def _stopped(stage: str, done: int, num_steps: int) -> Stopped:
-    return Stopped(f"{stage}: the state of step {done} of {num_steps} is saved")
 
 
 class _Record:
