@@ -67,6 +67,18 @@ def main(argv: Sequence[str]) -> int:
         log.info("stopped as asked.%s The same command goes on from there:", about)
         log.info("  python -m pclseg.main %s", shlex.join(argv[1:]))
         return arguments.stopped_status if arguments else 0
+    except jax.errors.JaxRuntimeError as error:
+        if processes.count() == 1:
+            raise
+        reason = str(error).strip().splitlines()[0][:200]
+        log.error(
+            "process %d of %d: a collective failed (%s); another process may have ended"
+            " and says why. The same command goes on from the last checkpoint.",
+            processes.index(),
+            processes.count(),
+            reason,
+        )
+        return 1
     except KeyboardInterrupt:  # the second one; the first saves
         log.error("interrupted at once; the same command goes on from what is saved.")
         return 130
@@ -267,4 +279,4 @@ def _devices(number: int) -> list[jax.Device]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    processes.end_with(lambda: main(sys.argv))

@@ -6,10 +6,13 @@ wait for ever in the next collective.
 """
 
 import json
+import os
 import socket
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -86,6 +89,26 @@ def _check_reached(coordinator: str, timeout_seconds: int) -> None:
                     " may this machine reach it?"
                 ) from error
         time.sleep(0.5)
+
+
+def end_with(program: Callable[[], int]) -> NoReturn:
+    """Runs the program and ends this process with its status.
+
+    After a failure without waiting for the others, as is usual on the way out: they are
+    in the middle of something else and would never come.
+    """
+    try:
+        status = program()
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        status = 1
+    if status and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def count() -> int:

@@ -225,3 +225,20 @@ def test_the_local_runner_prints_what_it_would_start():
     for number, line in enumerate(lines):
         assert "'--config=a b.py' --workdir=r --coordinator=127.0.0.1:1234" in line
         assert line.endswith(f"--processes=2 --process={number}")
+
+
+def test_an_error_in_one_process_ends_both(place, one):
+    """A disk that is full for the first process, which alone writes."""
+    args = place.args("full", pretrain__train__steps=4000)
+    running = place.start(args)
+    log = place.root / "full" / "log.txt"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and "pretrain step 8/" in log.read_text()):
+        assert time.monotonic() < deadline and running[0].poll() is None
+        time.sleep(0.2)
+    metrics = place.root / "full" / "pretrain" / "metrics.csv"
+    metrics.unlink()
+    metrics.mkdir()  # cannot be appended to
+    (code, text), (other_code, _) = finish(running, timeout=60)
+    assert code == 1 and "metrics.csv" in text and "Traceback" not in text
+    assert other_code != 0

@@ -169,7 +169,11 @@ def _alone() -> dict[str, Any]:
             primary_host=me,
             active_processes={me},
             barrier_sync_key_prefix=f"process_{me}",
-        )
+        ),
+        # Orbax then makes the folder of a step and the one inside it in a race.
+        "async_options": ocp.options.AsyncOptions(
+            create_directories_asynchronously=False
+        ),
     }
 
 
