@@ -41,7 +41,10 @@ def main(argv: list[str]) -> int:
         return 0
     flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    return wait([subprocess.Popen(c, env=environment) for c in commands])
+    # In sessions of their own, or Ctrl-C would reach each of them twice.
+    return wait(
+        [subprocess.Popen(c, env=environment, start_new_session=True) for c in commands]
+    )
 
 
 def wait(running: list[subprocess.Popen]) -> int:
@@ -58,13 +61,21 @@ def wait(running: list[subprocess.Popen]) -> int:
         codes = [process.poll() for process in running]
         failed = [code for code in codes if code]
         if failed:
-            time.sleep(2)  # for the others to say why, too
-            for process in running:
-                process.terminate()
+            end(running)
             return failed[0]
         if None not in codes:
             return 0
         time.sleep(0.1)
+
+
+def end(running: list[subprocess.Popen]) -> None:
+    """Lets the processes say why they end, then ends them."""
+    deadline = time.monotonic() + 10
+    for process in running:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()  # in a collective no other signal is heard
 
 
 def free_port() -> int:

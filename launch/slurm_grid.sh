@@ -43,5 +43,5 @@ while read -r cells; do
         job=$("${command[@]}")
         echo "cells $cells: job $job"
     fi
-    before=("--dependency=afterok:${job%%;*}")
+    before=("--dependency=afterok:${job%%;*}" --kill-on-invalid-dep=yes)
 done < <(sed -nE 's/^wave [0-9]+: cells ([0-9]+-[0-9]+).*/\1/p' <<<"$listed")

@@ -12,6 +12,7 @@ from typing import Any
 
 import ml_collections
 
+from pclseg import processes
 from pclseg.data import PIPELINES
 from pclseg.data.lines import DTYPES
 from pclseg.errors import UserError
@@ -293,11 +294,12 @@ def _check_devices(config: Section, num_devices: int) -> None:
     }
     most = math.gcd(*batch_sizes.values())
     usable = max(n for n in range(1, num_devices + 1) if most % n == 0)
+    fewer = "" if processes.several() else f", or use --devices={usable}"
     for name, size in batch_sizes.items():
         if size % num_devices:
             raise UserError(
                 f"config.{name} is {size}; expected a multiple of the"
-                f" {num_devices} devices: change it, or use --devices={usable}."
+                f" {num_devices} devices: change it{fewer}."
             )
 
 

@@ -81,14 +81,16 @@ def _residual_bytes(stage: Stage, devices: Sequence[jax.Device]) -> int:
             lambda p: stage.method.loss(p, state, batch, key)[0], state.params
         )[1]
 
+    own = len(parallel.local(devices))
     batch = parallel.shard(stage.example(), len(devices))
+    batch = jax.tree.map(lambda x: x[:own], batch)
     kept = jax.eval_shape(
         parallel.pmap_shares(backward, devices, others=1),
         stage.abstract(),
         batch,
         stage.key,
     )
-    return _bytes(kept) // len(devices)
+    return _bytes(kept) // own
 
 
 def _count(tree: Any) -> int:

@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
         log.info("  python -m pclseg.main %s", shlex.join(argv[1:]))
         return arguments.stopped_status if arguments else 0
     except jax.errors.JaxRuntimeError as error:
-        if processes.count() == 1:
+        lost = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "onnection", "Gloo")
+        if processes.count() == 1 or not any(word in str(error) for word in lost):
             raise
         reason = str(error).strip().splitlines()[0][:200]
         log.error(
@@ -129,6 +130,13 @@ def run(arguments: Arguments) -> None:
 
 def _join(arguments: Arguments) -> None:
     """Joins the other processes, where the command line says that there are some."""
+    for name in ("join_seconds", "stall_seconds", "stopped_status"):
+        if not 0 <= getattr(arguments, name) <= 10**6:
+            raise UserError(f"--{name} is {getattr(arguments, name)}; expected >= 0.")
+    if arguments.stopped_status > 125:
+        raise UserError(
+            f"--stopped_status is {arguments.stopped_status}; expected 0 to 125."
+        )
     if not arguments.coordinator:
         if arguments.processes != 1:
             raise UserError(
@@ -156,7 +164,8 @@ def _check_alike(config: ml_collections.ConfigDict) -> None:
     Raises:
         UserError: naming the first differences.
     """
-    processes.check_alike({"the version of pclseg": __version__})
+    number = f"{jax.local_device_count()} devices"
+    processes.check_alike({"the version of pclseg": __version__, "the machine": number})
     first, *others = processes.gather(as_dict(config))
     for number, other in enumerate(others, start=1):
         if differences := rundir.config_differences(other, first):

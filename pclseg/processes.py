@@ -21,6 +21,8 @@ from jax.experimental import multihost_utils
 from pclseg.errors import UserError
 
 T = TypeVar("T")
+_FAILED = (1, 130)  # exit codes of errors and of a second Ctrl-C
+_LAST_SECONDS = 5.0
 
 
 def join(
@@ -36,7 +38,8 @@ def join(
         timeout_seconds: how long to wait for the others.
 
     Raises:
-        UserError: no such number; the coordinator or another process was not reached.
+        UserError: no such number or address; the coordinator was not reached. Where
+            another process does not come, jax itself ends process 0 with its message.
     """
     given: dict[str, Any] = {}
     if coordinator != "auto":
@@ -45,7 +48,7 @@ def join(
                 f"--process is {process} of --processes={processes}; expected 0 to"
                 f" {max(processes, 1) - 1}."
             )
-        _check_address(coordinator)
+        _check_address(coordinator, listens=process == 0)
         given = dict(
             coordinator_address=coordinator,
             num_processes=processes,
@@ -55,7 +58,13 @@ def join(
             _check_reached(coordinator, timeout_seconds)
     try:
         jax.distributed.initialize(**given, initialization_timeout=timeout_seconds)
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
+        raise UserError(
+            f"--coordinator={coordinator}: jax does not know the other processes"
+            f" ({error}); 'auto' is for TPU pods, SLURM and Open MPI, elsewhere give"
+            " HOST:PORT, --processes and --process."
+        ) from error
+    except RuntimeError as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
             f"the other processes at --coordinator={coordinator} were not reached in"
@@ -64,13 +73,23 @@ def join(
         ) from error
 
 
-def _check_address(coordinator: str) -> None:
+def _check_address(coordinator: str, *, listens: bool) -> None:
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(
             f"--coordinator is {coordinator!r}; expected 'auto' or HOST:PORT of process"
             " 0, such as 10.0.0.2:1234."
         )
+    if not listens:
+        return
+    try:  # here, for jax would crash
+        with socket.create_server(("", int(port))):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--coordinator={coordinator}: this machine cannot listen at port {port}"
+            f" ({error.strerror or error}); choose another one."
+        ) from error
 
 
 def _check_reached(coordinator: str, timeout_seconds: int) -> None:
@@ -94,8 +113,9 @@ def _check_reached(coordinator: str, timeout_seconds: int) -> None:
 def end_with(program: Callable[[], int]) -> NoReturn:
     """Runs the program and ends this process with its status.
 
-    After a failure without waiting for the others, as is usual on the way out: they are
-    in the middle of something else and would never come.
+    On the way out jax waits for the other processes. Not so after a failure: they may
+    be in the middle of something else and would never come. The first process then goes
+    last, for jax ends the others when it is gone.
     """
     try:
         status = program()
@@ -104,11 +124,18 @@ def end_with(program: Callable[[], int]) -> NoReturn:
             raise
         traceback.print_exc()
         status = 1
-    if status and jax.distributed.is_initialized():
+    if status in _FAILED and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        if is_first():
+            time.sleep(_LAST_SECONDS)
         os._exit(status)
     sys.exit(status)
+
+
+def several() -> bool:
+    """Whether there are others; asks for no device."""
+    return jax.distributed.is_initialized() and count() > 1
 
 
 def count() -> int:

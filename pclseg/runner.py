@@ -115,7 +115,9 @@ def execute(
             lambda: cohort.prepare_dataset(config.data, dataset, log.info)
         )
         store = open_store(path)
-    volumes = [(info.name, info.shape, info.labelled) for info in store.infos]
+    volumes = [
+        (info.name, info.patient, info.shape, info.labelled) for info in store.infos
+    ]
     processes.check_alike(
         {
             "the prepared data": f"{len(volumes)} volumes, checksum"
@@ -196,7 +198,9 @@ def train_stage(run: Run, stage: Stage) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     settings = stage.config.train
-    checkpoints = Checkpoints(folder / "checkpoints", keep=settings.keep)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", keep=settings.keep, writes=processes.is_first()
+    )
     try:
         with run.stop.interruptible():
             state = processes.from_first(

@@ -246,7 +246,8 @@ def test_a_stopped_slurm_job_queues_itself_again(
     (fake_slurm / "status").write_text(str(status))
     result = slurm(fake_slurm, "slurm.sbatch", "--config=a b.py", "--workdir=r")
     assert result.returncode == returncode, result.stderr
-    ((python, *arguments),) = slurm_calls(fake_slurm, "srun")
+    ((cpus, python, *arguments),) = slurm_calls(fake_slurm, "srun")
+    assert cpus == "--cpus-per-task=8"
     assert python.endswith("bin/python") and arguments == [
         *["-m", "pclseg.main", "--coordinator=auto", "--stopped_status=75"],
         *["--config=a b.py", "--workdir=r"],
@@ -261,7 +262,7 @@ def test_a_cell_is_a_task_of_an_array(status, requeued, fake_slurm):
     result = slurm(fake_slurm, "slurm_array.sbatch", "m.json", "--out=o", **ids)
     assert result.returncode == 0, result.stderr
     (call,) = slurm_calls(fake_slurm, "srun")
-    assert call[1:] == ["-m", "pclseg.cli.grid", "m.json", "--out=o", "--cell=31"]
+    assert call[2:] == ["-m", "pclseg.cli.grid", "m.json", "--out=o", "--cell=31"]
     assert slurm_calls(fake_slurm, "scontrol") == [["requeue", "5_31"]] * requeued
 
 

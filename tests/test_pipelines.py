@@ -1,5 +1,6 @@
 """Both input pipelines: the batches of the plan, bit for bit, from any step on."""
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -106,6 +107,18 @@ def test_batches_equal_pad_then_crop_of_the_planned_slices(name, random_crop):
 def test_both_pipelines_give_the_same_bits(first_step):
     numpy_batches = run("numpy", first_step=first_step)
     assert_same(run("tf", first_step=first_step), numpy_batches)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shares_of_a_batch_are_its_rows_in_order(name):
+    plan = plan_of(batch_size=6)
+    shares = [
+        run(name, dataclasses.replace(plan, share=(number, 3))) for number in range(3)
+    ]
+    for whole, *parts in zip(run(name, plan), *shares, strict=True):
+        for key, value in whole.items():
+            joined = np.concatenate([part[key] for part in parts])
+            assert joined.tobytes() == value.tobytes(), key
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -42,7 +42,7 @@ class Place:
         flags = f"--xla_force_host_platform_device_count={devices} {FLAGS}"
         return main_env(cache=self.root / "cache", XLA_FLAGS=flags)
 
-    def start(self, args, *, others=None):
+    def start(self, args, *, others=None, devices=2):
         """Two processes; `others` are the arguments of the second if they differ."""
         port = free_port()
         return [
@@ -56,7 +56,7 @@ class Place:
                     ]
                 ),
                 cwd=ROOT,
-                env=self.env(2),
+                env=self.env(devices),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -108,10 +108,15 @@ def one(place):
     return place.root / "one"
 
 
-def test_two_processes_give_the_numbers_of_one(place, one):
-    for code, text in finish(place.start(place.args("two"))):
+@pytest.mark.parametrize(
+    ("pipeline", "devices"),
+    [("numpy", 2), pytest.param("tf", 1, marks=pytest.mark.tf), ("device", 2)],
+)
+def test_two_processes_give_the_numbers_of_one(pipeline, devices, place, one):
+    args = place.args(pipeline, data__pipeline=pipeline)
+    for code, text in finish(place.start(args, devices=devices)):
         assert code == 0, text
-    two = place.root / "two"
+    two = place.root / pipeline
     tables = ("pretrain/metrics.csv", "finetune/metrics.csv", "finetune/validation.csv")
     for table in (*tables, "cases.csv"):
         have, want = numbers(two / table), numbers(one / table)
@@ -141,6 +146,8 @@ def test_a_signal_to_one_stops_both_and_one_process_goes_on(place, one):
     step = int(re.search(r"the state of step (\d+) of 4000 is saved", text)[1])
     saved = place.root / "stopped" / "pretrain" / "checkpoints"
     assert [path.name for path in saved.iterdir()] == [str(step)]
+    go_on_in_two(place, args, log, step)
+    step = max(int(path.name) for path in saved.iterdir())
     again = subprocess.Popen(
         main_command(args),
         cwd=ROOT,
@@ -153,6 +160,25 @@ def test_a_signal_to_one_stops_both_and_one_process_goes_on(place, one):
         time.sleep(0.2)
     again.send_signal(signal.SIGTERM)
     assert finish([again], timeout=60)[0][0] == 75
+
+
+def go_on_in_two(place, args, log, step):
+    """Two processes go on from `step`, and are stopped again."""
+    running = place.start(args)
+    deadline = time.monotonic() + 120
+    while f"pretrain step {(step // 4 + 2) * 4}/" not in log.read_text():
+        assert time.monotonic() < deadline and running[0].poll() is None
+        time.sleep(0.2)
+    running[0].send_signal(signal.SIGTERM)
+    for code, text in finish(running, timeout=60):
+        assert code == 75, text
+    assert f"going on from step {step} of 4000" in log.read_text()
+
+
+def test_a_dry_run_of_two_processes_writes_nothing(place, one):
+    for code, text in finish(place.start(place.args("dry", "--dry_run"))):
+        assert code == 0, text
+    assert not (place.root / "dry").exists()
 
 
 def test_another_config_in_one_process_stops_both_and_is_named(place, one):
@@ -206,6 +232,10 @@ def test_an_unreachable_coordinator_is_named(place):
         (["--coordinator=here", "--processes=2"], "expected 'auto' or HOST:PORT"),
         (["--coordinator=a:1", "--processes=2", "--process=2"], "expected 0 to 1"),
         (["--coordinator=a:1", "--devices=1"], "--devices is for a single process"),
+        (["--coordinator=127.0.0.1:99999", "--processes=2"], "HOST:PORT of process 0"),
+        (["--coordinator=auto"], "'auto' is for TPU pods, SLURM and Open MPI"),
+        (["--stall_seconds=-1"], "--stall_seconds is -1; expected >= 0"),
+        (["--stopped_status=256"], "expected 0 to 125"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(place, extra, expected):

@@ -88,7 +88,7 @@ def _dataset(
     slices = tf.data.Dataset.range(first_step, first_step + num_steps)
     slices = slices.map(_read_plan(pixels, plan, keys)).unbatch()
     slices = slices.map(cut, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return slices.batch(plan.batch_size, drop_remainder=True)
+    return slices.batch(len(plan.rows(0).volume), drop_remainder=True)
 
 
 def _read_plan(pixels: Pixels, plan: Plan, keys: frozenset[str]):

@@ -52,7 +52,7 @@ def blockwise_info_nce(
 ) -> tuple[Array, Array]:
     """The loss of `contrastive.info_nce` without any array of [N, M].
 
-    Takes memory of O(N D + M D + N block), in the gradient too, and about 5/3 of the
+    Takes memory of O(N D + M D + N block), in the gradient too, and 4/3 of the
     products. An anchor is no key of itself: a key of the same "id" takes no part.
 
     Args:

@@ -72,7 +72,12 @@ def two_views(
 
     def count_positives(batch: Batch) -> Array:
         about = about_views(jnp.arange(len(batch["index"])), batch)
-        return positives(about, about).sum(axis=-1) - 1  # without the anchor itself
+
+        def count(anchor: Mapping[str, Array]) -> Array:
+            one = {name: value[None] for name, value in anchor.items()}
+            return positives(one, about).sum() - 1  # without the anchor itself
+
+        return jax.lax.map(count, about, batch_size=256)
 
     def loss(
         params: Tree, state: TrainState, batch: Batch, key: Array

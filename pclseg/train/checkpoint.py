@@ -31,13 +31,22 @@ class Checkpoints:
     another number of devices.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(self, folder: Path, *, keep: int, writes: bool = True) -> None:
         """Opens `folder`, which need not exist; `keep` is the number kept.
+
+        Args:
+            folder: of the stage.
+            keep: number of checkpoints.
+            writes: whether states go to the disk; False in all processes but one. They
+                are checked all the same, so that all processes end alike.
 
         Raises:
             UserError: the folder cannot be made or read.
         """
         self._folder = folder.absolute()
+        self._manager = None
+        if not writes:
+            return
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=False, **_alone()
         )
@@ -49,7 +58,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, which may still be on its way to the disk."""
-        return self._manager.latest_step()
+        return self._manager.latest_step() if self._manager else None
 
     def save(self, state: TrainState) -> None:
         """Starts saving `state`; returns when it is copied to the host.
@@ -64,6 +73,8 @@ class Checkpoints:
         # device_get may return views of buffers that the next step is donated.
         tree = _as_dict(jax.tree.map(np.array, jax.device_get(state)))
         _check_finite(tree)
+        if self._manager is None:
+            return
         tree[_CHECKSUM] = _checksum(tree)
         try:
             self._manager.wait_until_finished()
@@ -81,7 +92,8 @@ class Checkpoints:
             UserError: the disk is full or broken; older checkpoints survive.
         """
         try:
-            self._manager.wait_until_finished()
+            if self._manager:
+                self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
 
@@ -95,7 +107,7 @@ class Checkpoints:
             UserError: the checkpoint does not fit `like` or is damaged.
         """
         step = self.latest_step()
-        if step is None:
+        if step is None or self._manager is None:
             return None
         template = _as_dict(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like))
         path = self._folder / str(step)
@@ -116,7 +128,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being saved and releases the folder; tells of a failure."""
         try:
-            self._manager.close()
+            if self._manager:
+                self._manager.close()
         except (OSError, ValueError, RuntimeError) as error:
             log.error("%s", self._failed(error))
 

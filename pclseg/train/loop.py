@@ -134,7 +134,7 @@ def train(
             log.info("%s", meter.line(stage, done, {**means, **speed}))
             if warning := method.diagnose(means):
                 log.warning("%s step %d: %s", stage, done, warning)
-        asked = stop.asked(done)
+        asked = stop.asked()
         if last or done % checkpoint_every == 0 or asked:
             save()
         if asked and not last:

@@ -17,8 +17,9 @@ from pclseg import processes
 log = logging.getLogger(__name__)
 
 STALLED = 70  # exit code of a run that stands still
-# Steps between the turns at which several processes ask each other.
-_TURN = 16
+# Several processes ask each other once a second, or every so many steps.
+_TURN_SECONDS = 1.0
+_MAX_TURN = 16
 
 
 class Stopped(BaseException):
@@ -41,6 +42,7 @@ class StopFlag:
         self._may_raise = False
         self._polled = time.monotonic()
         self._stall_seconds = 0.0
+        self._steps_left = 0
 
     def install(self) -> None:
         """Catches SIGTERM and SIGINT."""
@@ -53,12 +55,25 @@ class StopFlag:
         if processes.any_of(self.requested):
             raise Stopped
 
-    def asked(self, step: int) -> bool:
-        """Whether to end after `step`; several processes agree every few steps."""
+    def asked(self) -> bool:
+        """Whether to end after a step; several processes agree every few steps.
+
+        All must ask after every step.
+        """
+        before = self._polled
         self._poll()
         if processes.count() == 1:
             return self.requested
-        return step % _TURN == 0 and processes.any_of(self.requested)
+        self._steps_left -= 1
+        if self._steps_left > 0:
+            return False
+        # In how many steps to ask again must be the same number everywhere.
+        everyone = processes.gather((self.requested, self._polled - before))
+        slowest = max(seconds for _, seconds in everyone)
+        self._steps_left = int(
+            min(max(_TURN_SECONDS / max(slowest, 1e-6), 1), _MAX_TURN)
+        )
+        return any(requested for requested, _ in everyone)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
