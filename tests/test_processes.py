@@ -110,7 +110,7 @@ def one(place):
 
 @pytest.mark.parametrize(
     ("pipeline", "devices"),
-    [("numpy", 2), pytest.param("tf", 1, marks=pytest.mark.tf), ("device", 2)],
+    [pytest.param("tf", 1, marks=pytest.mark.tf), ("device", 2)],
 )
 def test_two_processes_give_the_numbers_of_one(pipeline, devices, place, one):
     args = place.args(pipeline, data__pipeline=pipeline)
