@@ -141,6 +141,7 @@ def test_no_gradient_reaches_the_encoder_and_its_averages_stay():
         weight_decay=0.0,
         warmup_steps=0,
         frozen=(),
+        batch_size=4,
         total_steps=10,
     )
     start = init_state(method, tx, jax.random.key(1), data)

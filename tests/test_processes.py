@@ -198,7 +198,7 @@ def test_a_batch_that_does_not_split_is_refused_by_both(place, one):
 
 
 def test_a_process_that_stands_still_ends_the_other_with_its_stacks(place, one):
-    args = place.args("stuck", "--stall_seconds=6", pretrain__train__steps=4000)
+    args = place.args("stuck", "--stall_seconds=20", pretrain__train__steps=4000)
     running = place.start(args)
     log = place.root / "stuck" / "log.txt"
     deadline = time.monotonic() + 120
@@ -207,7 +207,7 @@ def test_a_process_that_stands_still_ends_the_other_with_its_stacks(place, one):
         time.sleep(0.2)
     running[1].send_signal(signal.SIGSTOP)
     try:
-        _, text = running[0].communicate(timeout=60)
+        _, text = running[0].communicate(timeout=120)
     finally:
         for process in running:
             process.kill()
