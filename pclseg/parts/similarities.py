@@ -69,7 +69,7 @@ def contrast_all(
         about,
         about_keys,
         positives=positives,
-        block=_BLOCK,
+        block=min(_BLOCK, len(keys)),
         ring=axis_name if similarities == "ring" else None,
         **scale,
     )
