@@ -81,6 +81,14 @@ def finish(running, timeout=300):
     return [(p.returncode, text) for p, text in zip(running, texts, strict=True)]
 
 
+def wait_for(text, log, running):
+    """Returns once the log says so; fails where the first process ends before."""
+    deadline = time.monotonic() + 120
+    while not (log.exists() and text in log.read_text()):
+        assert time.monotonic() < deadline and running[0].poll() is None
+        time.sleep(0.2)
+
+
 def numbers(path):
     """{column: values} of a CSV file, numbers as such."""
     with path.open() as file:
@@ -135,10 +143,7 @@ def test_a_signal_to_one_stops_both_and_one_process_goes_on(place, one):
     args = place.args("stopped", "--stopped_status=75", pretrain__train__steps=4000)
     running = place.start(args)
     log = place.root / "stopped" / "log.txt"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and "pretrain step 8/" in log.read_text()):
-        assert time.monotonic() < deadline and running[0].poll() is None
-        time.sleep(0.2)
+    wait_for("pretrain step 8/", log, running)
     running[1].send_signal(signal.SIGTERM)
     for code, text in finish(running, timeout=60):
         assert code == 75, text
@@ -155,9 +160,7 @@ def test_a_signal_to_one_stops_both_and_one_process_goes_on(place, one):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while f"going on from step {step}" not in log.read_text():
-        assert again.poll() is None
-        time.sleep(0.2)
+    wait_for(f"going on from step {step}", log, [again])
     again.send_signal(signal.SIGTERM)
     assert finish([again], timeout=60)[0][0] == 75
 
@@ -165,10 +168,7 @@ def test_a_signal_to_one_stops_both_and_one_process_goes_on(place, one):
 def go_on_in_two(place, args, log, step):
     """Two processes go on from `step`, and are stopped again."""
     running = place.start(args)
-    deadline = time.monotonic() + 120
-    while f"pretrain step {(step // 4 + 2) * 4}/" not in log.read_text():
-        assert time.monotonic() < deadline and running[0].poll() is None
-        time.sleep(0.2)
+    wait_for(f"pretrain step {(step // 4 + 2) * 4}/", log, running)
     running[0].send_signal(signal.SIGTERM)
     for code, text in finish(running, timeout=60):
         assert code == 75, text
@@ -201,10 +201,7 @@ def test_a_process_that_stands_still_ends_the_other_with_its_stacks(place, one):
     args = place.args("stuck", "--stall_seconds=20", pretrain__train__steps=4000)
     running = place.start(args)
     log = place.root / "stuck" / "log.txt"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and "pretrain step 8/" in log.read_text()):
-        assert time.monotonic() < deadline and running[0].poll() is None
-        time.sleep(0.2)
+    wait_for("pretrain step 8/", log, running)
     running[1].send_signal(signal.SIGSTOP)
     try:
         _, text = running[0].communicate(timeout=120)
@@ -262,10 +259,7 @@ def test_an_error_in_one_process_ends_both(place, one):
     args = place.args("full", pretrain__train__steps=4000)
     running = place.start(args)
     log = place.root / "full" / "log.txt"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and "pretrain step 8/" in log.read_text()):
-        assert time.monotonic() < deadline and running[0].poll() is None
-        time.sleep(0.2)
+    wait_for("pretrain step 8/", log, running)
     metrics = place.root / "full" / "pretrain" / "metrics.csv"
     metrics.unlink()
     metrics.mkdir()  # cannot be appended to
