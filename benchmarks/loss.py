@@ -2,22 +2,21 @@
 
 python benchmarks/loss.py [--sizes 1024 4096 ...] [--dim 128] [--out FILE.json]
 
-Both ways in one process, in turns; medians. Memory is what XLA plans for the step. The
-dense one is left out where its plan is above `--most_gib`.
+In one process, in turns; medians. Memory is what XLA plans for the step. With PyTorch
+also its broadcast cosine, [N, 1, D] against [1, N, D], whose memory is told on a GPU
+only. A way is left out where it takes more than `--most_gib`.
 """
 
 import argparse
-import json
-import platform
-import statistics
-import subprocess
+import importlib.util
 import sys
-import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import measuring
+import numpy as np
 
 from pclseg.losses.contrastive import unit_length
 from pclseg.losses.positives import near_float64
@@ -34,24 +33,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--most_gib", type=float, default=12.0)
-    parser.add_argument("--out", type=Path)
+    measuring.add_out(parser)
     args = parser.parse_args(argv)
     rows = [measure(size, args) for size in args.sizes]
-    print("| N | dense ms | blocks ms | time | dense MiB | blocks MiB | memory |")
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        print(line(row))
-    if args.out:
-        about = {
-            "device": str(jax.devices()[0].device_kind),
-            "machine": platform.processor() or platform.machine(),
-            "jax": jax.__version__,
-            "commit": commit(),
-            "date": time.strftime("%Y-%m-%d"),
-            "dim": args.dim,
-        }
-        text = json.dumps({**about, "rows": rows}, indent=1)
-        args.out.write_text(text + "\n", encoding="utf-8")
+    print(text(rows))
+    measuring.save(args.out, {"dim": args.dim, "rows": rows})
 
 
 def measure(size: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -65,16 +51,41 @@ def measure(size: int, args: argparse.Namespace) -> dict[str, Any]:
         row[way] = {"mib": mib}
         if mib <= args.most_gib * 1024:
             steps[way] = compiled
-    seconds: dict[str, list[float]] = {way: [] for way in steps}
-    for repeat in range(args.repeats + 1):
-        for way, compiled in steps.items():
-            start = time.perf_counter()
-            jax.block_until_ready(compiled(z, about))
-            if repeat:  # the first one warms up
-                seconds[way].append(time.perf_counter() - start)
-    for way, values in seconds.items():
-        row[way]["ms"] = 1e3 * statistics.median(values)
+    ways: dict[str, Callable[[], object]] = {
+        way: lambda f=f: jax.block_until_ready(f(z, about)) for way, f in steps.items()
+    }
+    # At least the product, its gradient and one array between them are held at once.
+    if 3 * 4 * size**2 * args.dim <= args.most_gib * 2**30:
+        ways |= broadcast(np.array(z), row)
+    seconds = measuring.in_turns(ways, repeats=args.repeats)
+    for way, value in seconds.items():
+        row.setdefault(way, {})["ms"] = 1e3 * value
     return row
+
+
+def broadcast(z: np.ndarray, row: dict[str, Any]) -> dict[str, Callable[[], object]]:
+    """The peer's loss and its gradient; its memory goes into `row`."""
+    if not importlib.util.find_spec("torch"):
+        return {}
+    import peer
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    views = torch.from_numpy(z).to(device).requires_grad_()
+    positions = torch.rand(len(z) // 2, dtype=torch.float64, device=device)
+
+    def run() -> None:
+        loss = peer.contrast(views, positions, broadcast=True)
+        (gradient,) = torch.autograd.grad(loss, views)
+        gradient.sum().item()
+
+    if device == "cuda":
+        run()
+        mib = torch.cuda.max_memory_allocated() / 2**20
+        row["broadcast"] = {"mib": mib}
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return {"broadcast": run}
 
 
 def inputs(size: int, dim: int) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -109,34 +120,32 @@ def step(way: str):
     return jax.value_and_grad(mean_loss)
 
 
-def line(row: dict[str, Any]) -> str:
-    """One row of the table; ratios are blocks / dense."""
-    dense, blocks = (row[way] for way in WAYS)
-    both = "ms" in dense and "ms" in blocks
-    time_ratio = f"{blocks['ms'] / dense['ms']:.2f}" if both else "-"
-    cells = [
-        str(row["embeddings"]),
-        f"{dense['ms']:.1f}" if "ms" in dense else "-",
-        f"{blocks['ms']:.1f}" if "ms" in blocks else "-",
-        time_ratio,
-        f"{dense['mib']:.0f}",
-        f"{blocks['mib']:.0f}",
-        f"1/{dense['mib'] / blocks['mib']:.0f}",
-    ]
-    return f"| {' | '.join(cells)} |"
+def text(rows: list[dict[str, Any]]) -> str:
+    """The table; ratios are blocks / dense."""
+    head = ["N", "dense ms", "blocks ms", "time", "dense MiB", "blocks MiB", "memory"]
+    lines = []
+    for row in rows:
+        dense, blocks, peers = (row.get(way, {}) for way in (*WAYS, "broadcast"))
+        both = "ms" in dense and "ms" in blocks
+        lines.append(
+            [
+                str(row["embeddings"]),
+                number(dense.get("ms"), 2),
+                number(blocks.get("ms"), 2),
+                number(blocks["ms"] / dense["ms"] if both else None, 2),
+                number(dense["mib"]),
+                number(blocks["mib"]),
+                f"1/{dense['mib'] / blocks['mib']:.0f}",
+                number(peers.get("ms"), 2),
+                number(peers.get("mib")),
+            ]
+        )
+    return measuring.table([*head, "broadcast ms", "broadcast MiB"], lines)
 
 
-def commit() -> str | None:
-    """Of the source tree, `-dirty` where it was changed; None outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(
-        command,
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None
+def number(value: float | None, digits: int = 0) -> str:
+    """With so many digits behind the point; "-" for None."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""What the benchmarks share: measuring in turns, and saying where it was measured."""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PEERS = ("torch", "batchgenerators")
+
+
+def in_turns(
+    ways: Mapping[str, Callable[[], object]], *, repeats: int
+) -> dict[str, float]:
+    """Median seconds of every way, all run once and then `repeats` times in turns.
+
+    A way returns when its work is done.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if repeat:  # the first one warms up
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of `save`."""
+    parser.add_argument("--out", type=Path, help="a JSON file for the numbers")
+
+
+def save(out: Path | None, numbers: Mapping[str, Any]) -> None:
+    """Writes numbers with device, versions, commit and date, where asked."""
+    if out:
+        text = json.dumps({**about(), **numbers}, indent=1)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n", encoding="utf-8")
+
+
+def about() -> dict[str, Any]:
+    """Device, versions, commit and date."""
+    return {
+        "device": str(jax.devices()[0].device_kind),
+        "devices": jax.device_count(),
+        "machine": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        **{name: version for name in PEERS if (version := _version(name))},
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """Of the source tree, `-dirty` where it was changed; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:  # no git
+        return None
+    return done.stdout.strip() or None
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
