@@ -11,8 +11,11 @@ ones; the ceilings are a bfloat16 matrix product and a copy, measured here too.
 import argparse
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,6 +50,7 @@ def main(argv: list[str]) -> None:
         "--only", nargs="+", help="ways with one of these in their name"
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--trace", type=Path, help="FILE.json.gz of the first way")
     measuring.add_out(parser)
     args = parser.parse_args(argv)
     size = SIZES[args.size]
@@ -56,6 +60,8 @@ def main(argv: list[str]) -> None:
             print(f"compiling {name}", file=sys.stderr, flush=True)
             ways[name], planned[name] = make()
     seconds = measuring.in_turns(ways, repeats=args.repeats)
+    if args.trace:
+        trace(next(iter(ways.values())), args.trace)
     ceilings = measure_ceilings()
     batch = size[args.stage]
     flop = step_flop(args.stage, size)
@@ -248,6 +254,15 @@ def measure_ceilings() -> dict[str, float]:
         "flop_per_s": 2 * size**3 / seconds["product"],
         "bytes_per_s": 8 * rows / seconds["copy"],
     }
+
+
+def trace(way: Way, path: Path) -> None:
+    """Keeps what the device and the host did during one measurement."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            way()
+        (found,) = Path(folder).rglob("*.trace.json.gz")
+        shutil.copyfile(found, path)
 
 
 def text(rows: list[dict[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from hide_tensorflow import hide_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda reaches `-m gpu`
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda,cpu reaches `-m gpu`
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax  # noqa: E402

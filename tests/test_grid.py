@@ -427,6 +427,11 @@ def test_only_takes_along_what_is_needed(study):
     assert study.started() == ["pcl_pretrain_f0_s0", "pcl_m2_f0_s0"]
 
 
+def test_only_takes_either_of_several(study):
+    assert study("--only=runs/pcl,runs/scratch", "--only=_f0_") == 0
+    assert len(study.started()) == 3
+
+
 def test_list_runs_and_writes_nothing(study, capsys):
     assert study("--list") == 0
     assert not study.out.exists()

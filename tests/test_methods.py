@@ -97,8 +97,8 @@ def batch(draw: int = 0, size: int = SIZE) -> dict[str, np.ndarray]:
     }
 
 
-def make(name: str, axis_name: str | None) -> Method:
-    common = dict(dtype="float32", width=2, bn_groups=1, axis_name=axis_name)
+def make(name: str, axis_name: str | None, dtype: str = "float32") -> Method:
+    common = dict(dtype=dtype, width=2, bn_groups=1, axis_name=axis_name)
     if name == "toy":
         return toy(axis_name)
     model, fields = MODELS.get(name, ("unet2d_contrast", {"out_dim": 8}))

@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--only",
         action="append",
         default=[],
-        metavar="TEXT",
-        help="only cells with TEXT in their name, such as _m2_, and what they need; of"
-        " several, all must be there",
+        metavar="TEXT[,TEXT...]",
+        help="only cells with one of these in their name, such as _m2_ or _m2_,_m6_,"
+        " and what they need; of several options, each must hold",
     )
     parser.add_argument(
         "--set",
@@ -133,7 +133,11 @@ def _chosen(
                 f"--cell is {number}; the manifest has 0 to {len(cells) - 1}."
             )
         return [cells[number]]
-    wanted = {c.name for c in cells if all(text in c.name for text in texts)}
+    wanted = {
+        cell.name
+        for cell in cells
+        if all(any(x in cell.name for x in text.split(",")) for text in texts)
+    }
     if not wanted:
         raise UserError(
             f"no cell has {' and '.join(texts)} in its name; names look like"
