@@ -348,3 +348,7 @@ def test_a_real_acdc_patient_prepares_at_the_spacing_of_the_authors(shared_data)
     )
     assert not volume.info.spacing_known
     assert set(np.unique(volume.label)) == {0, 1, 2, 3}
+
+
+def test_takes_the_cpus_that_it_may_use():
+    assert 1 <= prepare.usable_cpus() <= (os.cpu_count() or 1)

@@ -109,7 +109,7 @@ def prepare(
         replace_below: likewise.
         image_order: likewise.
         label_order: as in `volume.prepare_label`.
-        workers: number of processes; 0 is the number of CPUs.
+        workers: number of processes; 0 is the number of CPUs that this process may use.
         report: takes lines of progress and one for each volume that is at fault.
 
     Returns:
@@ -152,7 +152,7 @@ def prepare(
             )
             for row, case in enumerate(dataset.cases)
         ]
-        _prepare_all(tasks, workers or os.cpu_count() or 1, report)
+        _prepare_all(tasks, workers or usable_cpus(), report)
         _write_store(path, dataset, mark, tasks, report)
         shutil.rmtree(staging)
     return path
@@ -207,6 +207,13 @@ def _locked(path: Path, report: Report) -> Iterator[None]:
             report(f"another process prepares the same volumes; waiting for {path}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def usable_cpus() -> int:
+    """Those that this process may run on, which a grid or a queue limits."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _prepare_all(tasks: list[Task], workers: int, report: Report) -> None:
