@@ -155,6 +155,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             out_dim=512,
             dtype="float32",
             bn_groups=1,
+            remat=False,
         ),
         augment=dict(spatial),
         optimizer=dict(
@@ -189,6 +190,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             num_classes=given.classes,
             dtype="float32",
             bn_groups=1,
+            remat=False,
         ),
         augment=dict(spatial),
         optimizer=dict(

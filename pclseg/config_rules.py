@@ -178,6 +178,7 @@ _MODEL = {
     "out_dim": whole(1),
     "num_classes": whole(2),
     "bn_groups": whole(1),
+    "remat": _FLAG,
 }
 _OPTIMIZER = {
     "peak_lr": _POSITIVE,

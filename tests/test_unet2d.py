@@ -248,3 +248,30 @@ def test_four_devices_equal_one():
     for many, one in zip(jax.tree.leaves(states), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(many, np.repeat(many[:1], 4, axis=0))
         np.testing.assert_allclose(many[0], one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(FIELDS))
+def test_rematerialisation_changes_memory_and_no_number(name):
+    images = np.random.default_rng(0).normal(size=(4, 64, 64, 1)).astype(np.float32)
+    plain, again = (_make(name, remat=remat) for remat in (False, True))
+    variables = plain.init(jax.random.key(0), images, train=False)
+
+    def loss(params, model):
+        out, state = model.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return jnp.square(out).mean(), state
+
+    def kept_bytes(model):
+        def backward(params):
+            return jax.vjp(lambda p: loss(p, model)[0], params)[1]
+
+        kept = jax.eval_shape(backward, variables["params"])
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
+
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    want, have = (step(variables["params"], model) for model in (plain, again))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), want, have
+    )
+    assert kept_bytes(again) < 0.6 * kept_bytes(plain)

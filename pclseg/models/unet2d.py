@@ -32,7 +32,7 @@ class ConvBlock(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool) -> Array:
         """[B, H, W, C] -> [B, H, W, features] of `dtype`."""
         for i in (1, 2):
             x = layers.conv3x3(self.features, dtype=self.dtype, name=f"conv{i}")(x)
@@ -43,6 +43,17 @@ class ConvBlock(nn.Module):
         return x
 
 
+def _conv_block(
+    path: "Encoder | Decoder | LowerDecoder", features: int, level: int
+) -> nn.Module:
+    """The block of a level, of a path that calls it with `(x, train)`."""
+    # Its input is kept for the gradient, the rest computed again.
+    block = nn.remat(ConvBlock, static_argnums=(2,)) if path.remat else ConvBlock
+    return block(
+        features, path.dtype, path.bn_groups, path.axis_name, name=f"level{level}"
+    )
+
+
 class Encoder(nn.Module):
     """The contracting path with the centre."""
 
@@ -50,6 +61,7 @@ class Encoder(nn.Module):
     dtype: str
     bn_groups: int
     axis_name: str | None
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -78,14 +90,7 @@ class Encoder(nn.Module):
         skips = []
         for level in range(1, _LEVELS + 1):
             features = self.width * 2 ** (level - 1)
-            block = ConvBlock(
-                features,
-                self.dtype,
-                self.bn_groups,
-                self.axis_name,
-                name=f"level{level}",
-            )
-            x = block(x, train=train)
+            x = _conv_block(self, features, level)(x, train)
             skips.append(x)
             x = layers.max_pool(x)
         return Centre(self.width * MULTIPLE, self.dtype, name="centre")(x), tuple(skips)
@@ -114,6 +119,7 @@ class Decoder(nn.Module):
     dtype: str
     bn_groups: int
     axis_name: str | None
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -131,6 +137,7 @@ class LowerDecoder(nn.Module):
     dtype: str
     bn_groups: int
     axis_name: str | None
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -154,14 +161,7 @@ def _expand(
         features = decoder.width * 2 ** (level - 1)
         x = layers.UpConv(features, decoder.dtype, name=f"up{level}")(x)
         x = jnp.concatenate([x, skips[level - 1]], axis=-1)
-        block = ConvBlock(
-            features,
-            decoder.dtype,
-            decoder.bn_groups,
-            decoder.axis_name,
-            name=f"level{level}",
-        )
-        x = block(x, train=train)
+        x = _conv_block(decoder, features, level)(x, train)
     return x
 
 
@@ -174,6 +174,8 @@ class UNet2D(nn.Module):
         dtype: "float32" or "bfloat16", of the computation.
         bn_groups: see `layers.BatchNorm`.
         axis_name: of the device axis, or None.
+        remat: whether to compute what lies inside a level again for the gradient, about
+            a third more work, instead of keeping it, most of the memory.
     """
 
     width: int
@@ -181,6 +183,7 @@ class UNet2D(nn.Module):
     dtype: str
     bn_groups: int
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> Array:
@@ -188,7 +191,7 @@ class UNet2D(nn.Module):
 
         With `train`, apply with `mutable=["batch_stats"]`.
         """
-        shared = (self.dtype, self.bn_groups, self.axis_name)
+        shared = (self.dtype, self.bn_groups, self.axis_name, self.remat)
         encoder = Encoder(self.width, *shared, name="encoder")
         centre, skips = encoder(images, train=train)
         decoder = Decoder(self.width, self.num_classes, *shared, name="decoder")
@@ -204,6 +207,8 @@ class UNet2DContrast(nn.Module):
         dtype: "float32" or "bfloat16", of the computation of the encoder.
         bn_groups: see `layers.BatchNorm`.
         axis_name: of the device axis, or None.
+        remat: whether to compute what lies inside a level again for the gradient, about
+            a third more work, instead of keeping it, most of the memory.
     """
 
     width: int
@@ -211,10 +216,12 @@ class UNet2DContrast(nn.Module):
     dtype: str
     bn_groups: int
     axis_name: str | None = None
+    remat: bool = False
 
     def setup(self) -> None:
         """Names the parts as they stand in checkpoints."""
-        self.encoder = Encoder(self.width, self.dtype, self.bn_groups, self.axis_name)
+        shared = (self.dtype, self.bn_groups, self.axis_name, self.remat)
+        self.encoder = Encoder(self.width, *shared)
         self.head = ProjectionHead(self.out_dim)
 
     def __call__(self, images: Array, train: bool) -> Array:
@@ -271,6 +278,8 @@ class UNet2DLocal(nn.Module):
         dtype: "float32" or "bfloat16", of the computation of encoder and decoder.
         bn_groups: see `layers.BatchNorm`.
         axis_name: of the device axis, or None.
+        remat: whether to compute what lies inside a level again for the gradient, about
+            a third more work, instead of keeping it, most of the memory.
     """
 
     width: int
@@ -278,6 +287,7 @@ class UNet2DLocal(nn.Module):
     dtype: str
     bn_groups: int
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> Array:
@@ -285,7 +295,7 @@ class UNet2DLocal(nn.Module):
 
         R regions as in `regions`. With `train`, apply with `mutable=["batch_stats"]`.
         """
-        shared = (self.width, self.dtype, self.bn_groups, self.axis_name)
+        shared = (self.width, self.dtype, self.bn_groups, self.axis_name, self.remat)
         features = Encoder(*shared, name="encoder")(images, train=False)
         centre, skips = jax.lax.stop_gradient(features)
         decoder = LowerDecoder(*shared, name="decoder")
