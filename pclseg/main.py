@@ -19,6 +19,7 @@ import ml_collections
 from absl import flags
 
 from pclseg import __version__, dryrun, processes, rundir, runner
+from pclseg.compiled import keep_compiled
 from pclseg.config import as_dict, is_override, load_config, override
 from pclseg.config_rules import check_config, check_only
 from pclseg.errors import UserError
@@ -68,6 +69,9 @@ def main(argv: Sequence[str]) -> int:
         log.info("  python -m pclseg.main %s", shlex.join(argv[1:]))
         return arguments.stopped_status if arguments else 0
     except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            log.error("%s", _less_memory(error))
+            return 1
         lost = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "onnection", "Gloo")
         if processes.count() == 1 or not any(word in str(error) for word in lost):
             raise
@@ -86,6 +90,21 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _less_memory(error: Exception) -> str:
+    """What to do where a device has too little memory."""
+    reason = str(error).strip().splitlines()[0][:200].rstrip(".")
+    return (
+        f"a device is out of memory ({reason}). In a new --workdir, set what costs"
+        " least first: --config.STAGE.model.dtype=bfloat16;"
+        " --config.STAGE.model.remat=True;"
+        " for SimCLR, GCL and PCL --config.pretrain.model.bn_groups=8 with"
+        " --config.pretrain.method.groups_in_turn=True; a smaller"
+        " --config.STAGE.data.batch_size, crop_size or model.width; with"
+        " data.pipeline=device also --config.data.device_dtype=uint8. --dry_run prints"
+        " what a step keeps."
+    )
+
+
 def run(arguments: Arguments) -> None:
     """Does what the command line asks for.
 
@@ -93,6 +112,7 @@ def run(arguments: Arguments) -> None:
     made.
     """
     _join(arguments)
+    keep_compiled()
     stop = StopFlag()
     stop.install()
     config = arguments.config

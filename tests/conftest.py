@@ -1,6 +1,8 @@
 """What all tests share: eight virtual CPU devices, strict ranks, the real volumes."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -41,10 +43,21 @@ def pytest_addoption(parser):
     )
 
 
+_CACHE = None  # of what all tests compile, made and removed by the first process
+
+
 def pytest_configure(config):
+    global _CACHE
+    if not hasattr(config, "workerinput"):
+        _CACHE = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="pclseg_test_")
     if config.getoption("--without-tensorflow"):
         hide_tensorflow()
         config.option.markexpr = f"({config.option.markexpr}) and not tf"
+
+
+def pytest_unconfigure():
+    if _CACHE:
+        shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

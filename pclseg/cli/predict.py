@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pclseg.cli.status import exit_status
+from pclseg.compiled import keep_compiled
 from pclseg.data.datasets.base import is_nifti, natural_key, nifti_files
 from pclseg.errors import UserError
 from pclseg.trained import load_segmenter, predict_files
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out.exists() and not args.out.is_dir():
             raise UserError(f"--out {args.out} is a file; name a folder.")
         paths = [path for pattern in args.images for path in _found(pattern)]
+        keep_compiled()
         segmenter = load_segmenter(args.run, batch_size=args.batch_size)
         predict_files(segmenter, paths, args.out, overwrite=args.overwrite)
 

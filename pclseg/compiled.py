@@ -1,0 +1,47 @@
+"""Compiled steps are kept on disk, so that the next run of the same starts at once."""
+
+import hashlib
+import logging
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+log = logging.getLogger(__name__)
+
+
+def keep_compiled() -> None:
+    """Turns on JAX's cache of compiled code, unless the environment set or forbade it.
+
+    It lies in `~/.cache/pclseg/compiled`, or below `XDG_CACHE_HOME`, apart for every
+    kind of processor: code for one may not run on another that shares the home.
+    """
+    if (
+        jax.config.jax_compilation_cache_dir
+        or not jax.config.jax_enable_compilation_cache
+    ):
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "pclseg" / "compiled" / _processor()
+    try:
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            log.info(
+                "compiled steps are kept in %s, which may be deleted", folder.parent
+            )
+    except OSError:
+        return  # compiled anew every time
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _processor() -> str:
+    """A short name of the kind of processor and what it can do."""
+    about = platform.machine() + platform.processor()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            wanted = ("model name", "flags", "Features", "CPU part")
+            about += "".join(sorted({x for x in lines if x.startswith(wanted)}))
+    except OSError:
+        pass  # not Linux
+    return hashlib.sha256(about.encode()).hexdigest()[:8]
