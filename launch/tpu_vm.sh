@@ -14,7 +14,7 @@
 #
 # --zone, --project   default: those of `gcloud config`
 # --type TYPE         accelerator type, default v5litepod-8
-# --image IMAGE       runtime image, default v2-alpha-tpuv5-lite
+# --image IMAGE       runtime image, default that of the type
 # --spot              cheaper; may be taken away at any time, then create it anew
 # --dry-run           print the commands and do nothing
 
@@ -22,10 +22,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/common.sh
 
-readonly PYTHON_VERSION=3.12
 readonly FOLDER=pclseg
 
-name="" path="" spot=no type=v5litepod-8 image=v2-alpha-tpuv5-lite
+name="" path="" spot=no type=v5litepod-8 image=""
 place=()
 
 parse() {
@@ -57,6 +56,7 @@ on_vm() {
 }
 
 create() {
+    image=${image:-$(tpu_image "$type")}
     local options=("--accelerator-type=$type" "--version=$image")
     if [[ $spot == yes ]]; then
         options+=(--spot)
@@ -64,7 +64,6 @@ create() {
     tpu_vm create "$name" "${options[@]}"
 }
 
-# The images bring an older Python than pclseg needs, so uv fetches one.
 setup() {
     local archive=.cache/pclseg.tar.gz
     run mkdir -p .cache
@@ -72,9 +71,7 @@ setup() {
     run_with_retry gcloud compute tpus tpu-vm scp "$archive" "$name:pclseg.tar.gz" \
         --worker=all "${place[@]}"
     on_vm "set -e; mkdir -p $FOLDER; tar -xzf pclseg.tar.gz -C $FOLDER; cd $FOLDER; \
-python3 -m pip install --quiet --user uv; python3 -m uv python install $PYTHON_VERSION; \
-make venv EXTRA=tpu VENV=.venv-tpu \
-PYTHON=\"\$(python3 -m uv python find $PYTHON_VERSION)\""
+source launch/common.sh; build_tpu_venv"
 }
 
 send() {

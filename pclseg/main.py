@@ -233,6 +233,11 @@ def parse(argv: Sequence[str]) -> Arguments | None:
             raise UserError(f"there is no flag --{name}.{nearest(name, list(values))}")
     if values.config is None:
         raise UserError("--config is missing, e.g. --config=configs/pcl_acdc.py.")
+    if values.workdir and "://" in values.workdir:
+        raise UserError(
+            f"--workdir is {values.workdir}, but runs are written to disks only; name a"
+            " folder. launch/tpu_queued.sh saves one to a bucket on the way."
+        )
     config = load_config(values.config)
     override(config, rest)
     return Arguments(

@@ -362,6 +362,11 @@ def test_missing_workdir(place, capsys):
     check(capsys, args, "--workdir is missing")
 
 
+def test_workdir_in_a_bucket(capsys):
+    args = ["--config=configs/pcl_phantom.py", "--workdir=gs://bucket/run"]
+    check(capsys, args, "--workdir is gs://bucket/run", "disks only", "tpu_queued.sh")
+
+
 def test_missing_config_file(place, capsys):
     args = arguments(place, config=ROOT / "configs" / "pcl_niftti.py")
     check(capsys, args, "no file", "pcl_niftti.py", "Did you mean 'pcl_nifti.py'?")
