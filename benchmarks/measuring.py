@@ -6,12 +6,16 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+
+from pclseg import parallel
 
 PEERS = ("torch", "batchgenerators")
 
@@ -31,6 +35,13 @@ def in_turns(
             if repeat:  # the first one warms up
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def split(batch: Any, devices: Sequence[jax.Device]) -> Any:
+    """Places a batch that `parallel.shard` has reshaped: a share on every device."""
+    mesh = jax.sharding.Mesh(np.asarray(devices), (parallel.AXIS,))
+    spec = jax.sharding.PartitionSpec(parallel.AXIS)
+    return jax.device_put(batch, jax.sharding.NamedSharding(mesh, spec))
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +92,11 @@ def commit() -> str | None:
     except FileNotFoundError:  # no git
         return None
     return done.stdout.strip() or None
+
+
+def tell(line: str) -> None:
+    """Says on stderr how far it is."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
