@@ -21,6 +21,12 @@ PRETRAIN = {
     "epochs_x3": "train.steps=1500",
     "width_8": "model.width=8",
 }
+# of both stages
+TOGETHER = {
+    "epochs_x3_frozen": (
+        "pretrain.train.steps=1500 finetune.optimizer.frozen=('encoder',)"
+    ),
+}
 FINETUNE = {
     "scratch_width_8": "model.width=8",
     "frozen": "optimizer.frozen=('encoder',)",
@@ -37,6 +43,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         if name == "width_8":
             own.append(f"finetune.{changes}")
         arms.append(" ".join(["configs/pcl_hippocampus.py", f"arm={name}", *own]))
+    for name, changes in TOGETHER.items():
+        arms.append(f"configs/pcl_hippocampus.py arm={name} {changes}")
     for name, changes in FINETUNE.items():
         base = "scratch" if name.startswith("scratch") else "pcl"
         arms.append(f"configs/{base}_hippocampus.py arm={name} finetune.{changes}")
