@@ -17,9 +17,10 @@ def keep_compiled() -> None:
     It lies in `~/.cache/pclseg/compiled`, or below `XDG_CACHE_HOME`, apart for every
     kind of processor: code for one may not run on another that shares the home.
     """
+    values = jax.config.values
     if (
-        jax.config.jax_compilation_cache_dir
-        or not jax.config.jax_enable_compilation_cache
+        values["jax_compilation_cache_dir"]
+        or not values["jax_enable_compilation_cache"]
     ):
         return
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
