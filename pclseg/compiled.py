@@ -23,15 +23,15 @@ def keep_compiled() -> None:
         or not values["jax_enable_compilation_cache"]
     ):
         return
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "pclseg" / "compiled" / _processor()
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = home / "pclseg" / "compiled" / _processor()
         if not folder.is_dir():
             folder.mkdir(parents=True)
             log.info(
                 "compiled steps are kept in %s, which may be deleted", folder.parent
             )
-    except OSError:
+    except (OSError, RuntimeError):  # it cannot be made, or the user has no home
         return  # compiled anew every time
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
