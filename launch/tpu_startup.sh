@@ -83,7 +83,7 @@ attribute() {
 identify() {
     worker=0 workers=1 since=TIME
     if [[ $dry_run == no ]]; then
-        [[ -s $folder/since ]] || date -u +%Y%m%dT%H%M%SZ >"$folder/since"
+        [[ -s $folder/since ]] || date -u +%Y%m%dT%H%M%S.%NZ >"$folder/since"
         since=$(<"$folder/since")
         worker=$(attribute agent-worker-number)
         workers=$(attribute worker-network-endpoints | tr , '\n' | grep -c .)
