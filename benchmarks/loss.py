@@ -80,11 +80,11 @@ def broadcast(z: np.ndarray, row: dict[str, Any]) -> dict[str, Callable[[], obje
         gradient.sum().item()
 
     if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
         run()
         mib = torch.cuda.max_memory_allocated() / 2**20
         row["broadcast"] = {"mib": mib}
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     return {"broadcast": run}
 
 

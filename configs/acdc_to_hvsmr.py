@@ -73,7 +73,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         method=dict(name="supervised"),
         model=dict(
-            name="unet2d", width=48, num_classes=3, dtype="float32", bn_groups=1
+            name="unet2d",
+            width=48,
+            num_classes=3,
+            dtype="float32",
+            bn_groups=1,
+            remat=False,
         ),
         augment=dict(
             name="spatial",

@@ -110,7 +110,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             replace_below=(),  # or (limit, value), such as (-2000.0, -1110.0)
             image_order=3,
             label_order=1,
-            workers=0,  # as many as there are cores
+            workers=0,  # as many as there are cores to use
         ),
         split=dict(
             file="",  # or your own splits.json

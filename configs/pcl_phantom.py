@@ -109,7 +109,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             unlabelled_batch_size=0,
         ),
         method=dict(name="supervised"),
-        model=dict(name="unet2d", width=8, num_classes=3, dtype="float32", bn_groups=1),
+        model=dict(
+            name="unet2d",
+            width=8,
+            num_classes=3,
+            dtype="float32",
+            bn_groups=1,
+            remat=False,
+        ),
         augment=dict(spatial),
         optimizer=dict(
             name="adam",

@@ -47,7 +47,7 @@ run_with_retry() {
 
 # Prints a line with the time.
 say() {
-    printf '%(%FT%TZ)T %s\n' -1 "$*"
+    TZ=UTC0 printf '%(%FT%TZ)T %s\n' -1 "$*"
 }
 
 # The runtime image of a TPU type.
@@ -65,12 +65,12 @@ tpu_image() {
 # bring an older Python than pclseg needs, so uv fetches one.
 build_tpu_venv() {
     local version=3.12 python=PYTHON
-    run python3 -m pip install --quiet --user uv
-    run python3 -m uv python install "$version"
+    run_with_retry python3 -m pip install --quiet --user uv
+    run_with_retry python3 -m uv python install "$version"
     if [[ $dry_run == no ]]; then
         python=$(python3 -m uv python find "$version")
     fi
-    run make venv EXTRA=tpu VENV=.venv-tpu "PYTHON=$python"
+    run_with_retry make venv EXTRA=tpu VENV=.venv-tpu "PYTHON=$python"
 }
 
 # Checks the --workdir and the arguments of pclseg.main of a queued TPU.

@@ -90,7 +90,7 @@ state_of() {
 outcome() {
     local marks
     marks=$(gcloud storage ls "$launch/$job/" 2>/dev/null) || marks=""
-    if [[ $marks == */failed-* ]]; then
+    if [[ $marks == *"/$job/failed-"* ]]; then
         echo failed
     elif all_finished "$marks"; then
         echo finished
@@ -124,9 +124,12 @@ queue() {
 }
 
 create() {
-    if [[ $dry_run == no && $(outcome) == failed ]]; then
-        run gcloud storage rm "$launch/$job/failed-*" # of an earlier try
-    fi
+    local before=open
+    [[ $dry_run == yes ]] || before=$(outcome)
+    case $before in
+        finished) die "this run is finished: $workdir" ;;
+        failed) run gcloud storage rm "$launch/$job/failed-*" ;; # of an earlier try
+    esac
     prepare
     queue run
 }

@@ -202,7 +202,7 @@ train() {
     touch "$folder/started"
     "${program[@]}" &
     child=$!
-    trap 'kill -TERM "$child"' TERM # pclseg saves
+    trap 'kill -TERM "$child" 2>/dev/null || true' TERM # pclseg saves
     while kill -0 "$child" 2>/dev/null; do
         sleep "${POLL_SECONDS:-5}" &
         wait "$!" || true
@@ -212,6 +212,7 @@ train() {
         fi
     done
     wait "$child" || status=$?
+    trap 'exit 0' TERM # from here on there is nothing to be saved by pclseg
     return "$status"
 }
 
@@ -240,10 +241,13 @@ if [[ $dry_run == no ]]; then
     flock --nonblock 9 || exit 0 # it runs already
     say "start of ${BASH_SOURCE[0]}"
 fi
-identify
 if [[ $dry_run == no ]]; then
+    worker=unknown
     trap 'leave "$?"' EXIT
     trap 'exit 0' TERM # the machine is taken away, which is no failure
+fi
+identify
+if [[ $dry_run == no ]]; then
     # With this in the bucket the list below is never empty, and a failure is one.
     run_with_retry send_log
     objects=$(run_with_retry gcloud storage ls "$launch/**")

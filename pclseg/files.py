@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,3 +97,12 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is no JSON file ({error}); restore it, or use a new folder."
         ) from error
+
+
+def check_local(flag: str, folder: str | Path) -> None:
+    """Raises UserError where a folder to write to is not on a disk, as gs://BUCKET."""
+    if re.match(r"\w\w+:/", str(folder)):  # as a path, gs:// has one slash
+        raise UserError(
+            f"{flag} is {folder}, but pclseg writes to disks only; name a folder."
+            " launch/tpu_queued.sh saves a run to a bucket on the way."
+        )

@@ -23,6 +23,7 @@ from pclseg.compiled import keep_compiled
 from pclseg.config import as_dict, is_override, load_config, override
 from pclseg.config_rules import check_config, check_only
 from pclseg.errors import UserError
+from pclseg.files import check_local
 from pclseg.named import nearest
 from pclseg.train.stop import StopFlag, Stopped
 
@@ -99,7 +100,8 @@ def _less_memory(error: Exception) -> str:
         " --config.STAGE.model.remat=True;"
         " for SimCLR, GCL and PCL --config.pretrain.model.bn_groups=8 with"
         " --config.pretrain.method.groups_in_turn=True; a smaller"
-        " --config.STAGE.data.batch_size, crop_size or model.width; with"
+        " --config.STAGE.data.batch_size, crop_size or model.width, or"
+        " --config.evaluate.batch_size; with"
         " data.pipeline=device also --config.data.device_dtype=uint8. --dry_run prints"
         " what a step keeps."
     )
@@ -112,7 +114,6 @@ def run(arguments: Arguments) -> None:
     made.
     """
     _join(arguments)
-    keep_compiled()
     stop = StopFlag()
     stop.install()
     config = arguments.config
@@ -133,6 +134,7 @@ def run(arguments: Arguments) -> None:
             log.info("%s", line)
         log.info("dry run: nothing was written.")
         return
+    keep_compiled()
     with _claimed(arguments.workdir, config) as workdir:
         if processes.count() > 1 and arguments.stall_seconds:
             stop.watch(arguments.stall_seconds)
@@ -233,11 +235,7 @@ def parse(argv: Sequence[str]) -> Arguments | None:
             raise UserError(f"there is no flag --{name}.{nearest(name, list(values))}")
     if values.config is None:
         raise UserError("--config is missing, e.g. --config=configs/pcl_acdc.py.")
-    if values.workdir and "://" in values.workdir:
-        raise UserError(
-            f"--workdir is {values.workdir}, but runs are written to disks only; name a"
-            " folder. launch/tpu_queued.sh saves one to a bucket on the way."
-        )
+    check_local("--workdir", values.workdir or "")
     config = load_config(values.config)
     override(config, rest)
     return Arguments(

@@ -432,6 +432,13 @@ def test_only_takes_either_of_several(study):
     assert len(study.started()) == 3
 
 
+@pytest.mark.parametrize("text", [",", "_f0_,", "a,,b"])
+def test_only_with_an_empty_part_is_refused(text, study, capsys):
+    assert study(f"--only={text}") == 1
+    assert "has an empty part" in capsys.readouterr().err
+    assert study.started() == []
+
+
 def test_list_runs_and_writes_nothing(study, capsys):
     assert study("--list") == 0
     assert not study.out.exists()

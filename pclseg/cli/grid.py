@@ -25,7 +25,7 @@ from pclseg import grid, rundir
 from pclseg.cli.status import exit_status
 from pclseg.config import load_config
 from pclseg.errors import UserError
-from pclseg.files import read_json, write_json
+from pclseg.files import check_local, read_json, write_json
 from pclseg.grid import Cell
 from pclseg.train.loop import format_seconds
 
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}; expected 1 or more.")
+    check_local("--out", args.out)
     out = args.out.resolve()  # stands in configs, which are compared as text
     is_manifest = Path(args.grid).suffix == ".json"
     cells = (
@@ -133,10 +134,13 @@ def _chosen(
                 f"--cell is {number}; the manifest has 0 to {len(cells) - 1}."
             )
         return [cells[number]]
+    choices = [[part.strip() for part in text.split(",")] for text in texts]
+    if not all(part for parts in choices for part in parts):
+        raise UserError(f"--only={','.join(texts)} has an empty part; leave it out.")
     wanted = {
         cell.name
         for cell in cells
-        if all(any(x in cell.name for x in text.split(",")) for text in texts)
+        if all(any(part in cell.name for part in parts) for parts in choices)
     }
     if not wanted:
         raise UserError(

@@ -13,6 +13,7 @@ from pclseg.cli.status import exit_status
 from pclseg.compiled import keep_compiled
 from pclseg.data.datasets.base import is_nifti, natural_key, nifti_files
 from pclseg.errors import UserError
+from pclseg.files import check_local
 from pclseg.trained import load_segmenter, predict_files
 
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def predict() -> None:
         if args.batch_size < 1:
             raise UserError(f"--batch_size is {args.batch_size}; expected 1 or more.")
+        check_local("--out", args.out)
         if args.out.exists() and not args.out.is_dir():
             raise UserError(f"--out {args.out} is a file; name a folder.")
         paths = [path for pattern in args.images for path in _found(pattern)]
