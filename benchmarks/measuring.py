@@ -1,11 +1,9 @@
 """What the benchmarks share: measuring in turns, and saying where it was measured."""
 
 import argparse
-import importlib.metadata
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pclseg import parallel
+from pclseg import parallel, rundir
 
 PEERS = ("torch", "batchgenerators")
 
@@ -65,33 +63,10 @@ def about() -> dict[str, Any]:
         "machine": platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        **{name: version for name in PEERS if (version := _version(name))},
-        "commit": commit(),
+        **{name: version for name in PEERS if (version := rundir.version(name))},
+        "commit": rundir.commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def commit() -> str | None:
-    """Of the source tree, `-dirty` where it was changed; None outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:  # no git
-        return None
-    return done.stdout.strip() or None
 
 
 def tell(line: str) -> None:
