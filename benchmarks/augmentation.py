@@ -39,14 +39,7 @@ def main(argv: list[str]) -> None:
 def measure(size: int, args: argparse.Namespace) -> dict[str, Any]:
     """Views a second of both."""
     shrink = size / 352
-    chain = augment.make(
-        name="spatial",
-        resample_probability=0.67,
-        elastic_alpha=(100.0 * shrink**2, 350.0 * shrink**2),
-        elastic_sigma=(14.0 * shrink, 17.0 * shrink),
-        scale=(0.7, 1.3),
-        image_order=3,
-    )
+    chain = augment.make(**measuring.spatial(shrink=shrink))
     images = np.random.default_rng(0).normal(size=(args.views, size, size, 1))
     images = jax.device_put(images.astype(np.float32))
     rows = jax.numpy.arange(args.views)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from pclseg import parallel, rundir
+from pclseg.config import load_config
 
 PEERS = ("torch", "batchgenerators")
 
@@ -40,6 +41,14 @@ def split(batch: Any, devices: Sequence[jax.Device]) -> Any:
     mesh = jax.sharding.Mesh(np.asarray(devices), (parallel.AXIS,))
     spec = jax.sharding.PartitionSpec(parallel.AXIS)
     return jax.device_put(batch, jax.sharding.NamedSharding(mesh, spec))
+
+
+def spatial(*, shrink: float) -> dict[str, Any]:
+    """The augmentation of `configs/pcl_acdc.py`; `shrink` 1 is for pixels of 1.25 mm."""
+    section = load_config("configs/pcl_acdc.py:size=paper").pretrain.augment.to_dict()
+    for name, power in (("elastic_alpha", 2), ("elastic_sigma", 1)):
+        section[name] = tuple(shrink**power * value for value in section[name])
+    return section
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:

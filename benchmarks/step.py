@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     ways, planned = {}, {}
     for name, make in candidates(args, size).items():
         if not args.only or any(text in name for text in args.only):
-            print(f"compiling {name}", file=sys.stderr, flush=True)
+            measuring.tell(f"compiling {name}")
             ways[name], planned[name] = make()
     seconds = measuring.in_turns(ways, repeats=args.repeats)
     if args.trace:
@@ -151,12 +151,8 @@ def stage_config(
     """The stage of `configs/pcl_acdc.py` at a size of this benchmark."""
     config = load_config("configs/pcl_acdc.py:size=paper")[stage]
     config.model.width, config.model.dtype = size["width"], dtype
-    if not augment:
-        config.augment = dict(name="none")
-    else:
-        shrink = size["shrink"]
-        config.augment.elastic_alpha = (100.0 * shrink**2, 350.0 * shrink**2)
-        config.augment.elastic_sigma = (14.0 * shrink, 17.0 * shrink)
+    none, spatial = dict(name="none"), measuring.spatial(shrink=size["shrink"])
+    config.augment = ml_collections.ConfigDict(spatial if augment else none)
     return config
 
 

@@ -350,5 +350,12 @@ def test_a_real_acdc_patient_prepares_at_the_spacing_of_the_authors(shared_data)
     assert set(np.unique(volume.label)) == {0, 1, 2, 3}
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone has it")
 def test_takes_the_cpus_that_it_may_use():
-    assert 1 <= prepare.usable_cpus() <= (os.cpu_count() or 1)
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert prepare.usable_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert prepare.usable_cpus() == len(before)
