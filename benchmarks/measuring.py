@@ -44,7 +44,7 @@ def split(batch: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def spatial(*, shrink: float) -> dict[str, Any]:
-    """The augmentation of `configs/pcl_acdc.py`; `shrink` 1 is for pixels of 1.25 mm."""
+    """The augmentation of `configs/pcl_acdc.py`; `shrink` is 1 for 1.25 mm a pixel."""
     section = load_config("configs/pcl_acdc.py:size=paper").pretrain.augment.to_dict()
     for name, power in (("elastic_alpha", 2), ("elastic_sigma", 1)):
         section[name] = tuple(shrink**power * value for value in section[name])
