@@ -162,7 +162,8 @@ def test_a_signal_to_one_stops_both_and_one_process_goes_on(place, one):
     )
     wait_for(f"going on from step {step}", log, [again])
     again.send_signal(signal.SIGTERM)
-    assert finish([again], timeout=60)[0][0] == 75
+    ((code, text),) = finish([again], timeout=60)
+    assert code == 75, text
 
 
 def go_on_in_two(place, args, log, step):

@@ -65,6 +65,19 @@ def test_a_second_signal_does_not_interrupt_the_clean_up(stop):
     assert cleaned
 
 
+def test_a_signal_that_a_library_takes_for_an_error_still_stops(stop):
+    with pytest.raises(Stopped), stop.interruptible():
+        try:
+            send()
+        except BaseException as error:
+            raise ValueError("an exception was raised in a callback") from error
+
+
+def test_an_error_of_the_work_stays_what_it_is(stop):
+    with pytest.raises(ValueError, match="its own"), stop.interruptible():
+        raise ValueError("its own")
+
+
 def test_interruptible_work_does_not_begin_once_asked(stop):
     send()
     with pytest.raises(Stopped), stop.interruptible():

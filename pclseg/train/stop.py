@@ -88,6 +88,11 @@ class StopFlag:
         before, self._may_raise = self._may_raise, alone
         try:
             yield
+        except Exception as error:
+            # XLA makes an error of its own of what is raised in its calls of Python.
+            if alone and self.requested:
+                raise Stopped from error
+            raise
         finally:
             self._may_raise = before and not self.requested
 
