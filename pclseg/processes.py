@@ -5,10 +5,13 @@ stop it was asked for or an error of its user's, all must learn, for the others 
 wait for ever in the next collective.
 """
 
+import contextlib
 import json
+import logging
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pclseg.errors import UserError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _FAILED = (1, 130)  # exit codes of errors and of a second Ctrl-C
@@ -38,8 +43,9 @@ def join(
         timeout_seconds: how long to wait for the others.
 
     Raises:
-        UserError: no such number or address; the coordinator was not reached. Where
-            another process does not come, jax itself ends process 0 with its message.
+        UserError: no such number or address; the coordinator was not reached.
+
+    Where others do not come in time, this process ends with a message and status 1.
     """
     given: dict[str, Any] = {}
     if coordinator != "auto":
@@ -56,8 +62,15 @@ def join(
         )
         if process:
             _check_reached(coordinator, timeout_seconds)
+    missing = (
+        f"not all processes came to --coordinator={coordinator} in {timeout_seconds} s;"
+        " start every one with the same --coordinator and --processes, and see what the"
+        " others say."
+    )
+    patience = timeout_seconds + _LAST_SECONDS  # of jax, which would dump its stack
     try:
-        jax.distributed.initialize(**given, initialization_timeout=timeout_seconds)
+        with _ends_after(timeout_seconds, missing):
+            jax.distributed.initialize(**given, initialization_timeout=int(patience))
     except ValueError as error:
         raise UserError(
             f"--coordinator={coordinator}: jax does not know the other processes"
@@ -108,6 +121,23 @@ def _check_reached(coordinator: str, timeout_seconds: int) -> None:
                     " may this machine reach it?"
                 ) from error
         time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def _ends_after(seconds: float, message: str) -> Iterator[None]:
+    """A block that ends the process with `message` if it is not through in time."""
+
+    def end() -> None:
+        log.error("%s", message)
+        os._exit(_FAILED[0])
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def end_with(program: Callable[[], int]) -> NoReturn:

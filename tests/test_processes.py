@@ -223,6 +223,15 @@ def test_an_unreachable_coordinator_is_named(place):
     assert "Traceback" not in done.stderr
 
 
+def test_others_that_do_not_come_are_missed(place):
+    address = f"127.0.0.1:{free_port()}"
+    args = [*place.args("alone"), f"--coordinator={address}", "--join_seconds=2"]
+    done = run_main([*args, "--processes=2", "--process=0"], env=place.env(2))
+    assert done.returncode == 1
+    assert f"error: not all processes came to --coordinator={address}" in done.stderr
+    assert "Traceback" not in done.stderr and "Check failure" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [
