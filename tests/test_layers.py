@@ -1,7 +1,6 @@
 """Layers against PyTorch's rules, naive NumPy twins in float64 and flax."""
 
 import math
-import re
 
 import flax.linen as nn
 import jax
@@ -224,41 +223,3 @@ def test_batch_norm_on_several_devices_equals_one(groups, rows, devices):
         np.testing.assert_allclose(value[0], one[1][name], rtol=1e-6)
     for name, value in params_gradient.items():
         np.testing.assert_allclose(value[0] * devices, one[2][name], 1e-5, 1e-5)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_convolution_has_the_gradients_of_jax(channels, dtype):
-    rng = np.random.default_rng(0)
-    x, kernel, slope = (
-        jnp.asarray(rng.normal(size=shape), dtype)
-        for shape in ((2, 6, 8, channels), (3, 3, channels, 5), (2, 6, 8, 5))
-    )
-
-    def plain(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
-    have, pull = jax.vjp(layers.convolve, x, kernel)
-    want, pull_plain = jax.vjp(plain, x, kernel)
-    tolerance = 1e-5 if dtype == "float32" else 0.02
-    for ours, theirs in zip(
-        (have, *pull(slope)), (want, *pull_plain(slope)), strict=True
-    ):
-        assert ours.dtype == dtype
-        ours, theirs = (np.asarray(a, np.float32) for a in (ours, theirs))
-        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=10 * tolerance)
-
-
-def test_gradients_of_convolutions_keep_the_order_of_axes_inside_loops():
-    def loss(kernel, images):
-        return jax.lax.map(lambda x: layers.convolve(x, kernel), images).sum()
-
-    shapes = [
-        jax.ShapeDtypeStruct(shape, "float32")
-        for shape in ((3, 3, 4, 8), (2, 5, 16, 16, 4))
-    ]
-    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile().as_text()
-    orders = set(re.findall(r"dim_labels=(\S+?),? ", text))
-    assert orders == {"b01f_01io->b01f"}  # others are slow on a CPU

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pclseg import parallel
+from pclseg.models.convolution import convolve
 
 Array = jax.Array
 
@@ -90,59 +91,6 @@ def conv3x3(features: int, *, dtype: str, name: str) -> nn.Conv:
         # Strides, padding and the like, which it passes too, are those of `convolve`.
         conv_general_dilated=lambda x, kernel, *_, **__: convolve(x, kernel),
     )
-
-
-@jax.custom_vjp
-def convolve(x: Array, kernel: Array) -> Array:
-    """3 x 3 convolution of stride 1 with zero padding 1.
-
-    On a CPU its gradients are written with the axes in the order of the forward one.
-    XLA turns others into that itself, but not inside loops: there those of JAX take
-    twenty times as long. Differentiable backwards only (`jax.grad`, not `jax.jvp`).
-
-    Args:
-        x: [B, H, W, C] float.
-        kernel: [3, 3, C, D] of the same dtype.
-
-    Returns:
-        [B, H, W, D] of that dtype.
-    """
-    return _convolve(x, kernel)
-
-
-def _convolve(x: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel), (x, kernel)
-
-
-def _convolve_backward(
-    saved: tuple[Array, Array], gradient: Array
-) -> tuple[Array, Array]:
-    return jax.lax.platform_dependent(
-        *saved, gradient, cpu=_gradients_in_forward_order, default=_gradients_of_jax
-    )
-
-
-def _gradients_in_forward_order(
-    x: Array, kernel: Array, gradient: Array
-) -> tuple[Array, Array]:
-    turned = jnp.flip(kernel, axis=(0, 1)).transpose(0, 1, 3, 2)
-    # Channels are the batch here, the images the channels that are summed over.
-    of_kernel = _convolve(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3))
-    return _convolve(gradient, turned), of_kernel.transpose(1, 2, 0, 3)
-
-
-def _gradients_of_jax(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-    _, pull = jax.vjp(_convolve, x, kernel)
-    return pull(gradient)
-
-
-convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def dense(features: int, *, fan_in: int, name: str) -> nn.Dense:
