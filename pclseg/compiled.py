@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from pclseg import processes
-from pclseg.data import prepare
+from pclseg.data import workers
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def keep_compiled() -> None:
 
 def _processor() -> str:
     """A short name of the kind of processor and what it can do."""
-    about = f"{platform.machine()} {platform.processor()} {prepare.usable_cpus()}"
+    about = f"{platform.machine()} {platform.processor()} {workers.usable_cpus()}"
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             wanted = ("model name", "flags", "Features", "CPU part")

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pclseg.data import prepare, tfds_store
+from pclseg.data import prepare, tfds_store, workers
 from pclseg.data.datasets.base import Case, Dataset, Stray
 from pclseg.errors import UserError
 
@@ -141,7 +141,7 @@ def test_a_killed_worker_is_reported_with_its_file_and_the_rest_is_kept(tmp_path
 def test_the_second_call_returns_at_once(tmp_path, threads, monkeypatch):
     dataset = make_dataset(tmp_path / "raw")
     path = run(dataset, tmp_path / "stores")
-    monkeypatch.setattr(prepare, "_run", None)
+    monkeypatch.setattr(workers, "run", None)
     lines = []
     assert run(dataset, tmp_path / "stores", report=lines.append) == path
     assert lines == []
@@ -322,7 +322,7 @@ def test_no_more_volumes_are_in_work_than_memory_holds(
         working.discard(task.path)
         return fault
 
-    monkeypatch.setattr(prepare, "_memory_bytes", lambda: memory)
+    monkeypatch.setattr(workers, "memory_bytes", lambda: memory)
     monkeypatch.setattr(prepare, "_prepare_one", watched)
     run(make_dataset(tmp_path / "raw"), tmp_path / "stores", workers=3)
     assert max(at_once) == most
@@ -355,7 +355,7 @@ def test_takes_the_cpus_that_it_may_use():
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
-        assert prepare.usable_cpus() == 1
+        assert workers.usable_cpus() == 1
     finally:
         os.sched_setaffinity(0, before)
-    assert prepare.usable_cpus() == len(before)
+    assert workers.usable_cpus() == len(before)

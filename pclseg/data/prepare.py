@@ -15,20 +15,16 @@ import hashlib
 import json
 import logging
 import math
-import multiprocessing
 import os
 import shutil
-import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent import futures
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 
 from pclseg.data import tfds_store
+from pclseg.data import workers as pool
 from pclseg.data.datasets.base import (
     READ_ERRORS,
     Case,
@@ -46,8 +42,6 @@ VERSION = 1  # of the numbers: raised when preparation gives other arrays
 # Of the larger of the file's grid and the prepared one. Measured: 9 to 11 for int16
 # files, clipped or not, enlarged or shrunk; float64 and scaled integers take more.
 BYTES_PER_VOXEL = 16
-WORKER_BYTES = 300 * 2**20  # of a worker that has only imported what it needs
-REPORT_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 Report = Callable[[str], None]
@@ -152,7 +146,7 @@ def prepare(
             )
             for row, case in enumerate(dataset.cases)
         ]
-        _prepare_all(tasks, workers or usable_cpus(), report)
+        _prepare_all(tasks, workers, report)
         _write_store(path, dataset, mark, tasks, report)
         shutil.rmtree(staging)
     return path
@@ -209,13 +203,6 @@ def _locked(path: Path, report: Report) -> Iterator[None]:
         yield
 
 
-def usable_cpus() -> int:
-    """Those that this process may run on, which a grid or a queue limits."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _prepare_all(tasks: list[Task], workers: int, report: Report) -> None:
     """Prepares what the staging folder lacks, and raises once all were tried."""
     waiting = [task for task in tasks if not _is_whole(task.path)]
@@ -225,65 +212,22 @@ def _prepare_all(tasks: list[Task], workers: int, report: Report) -> None:
         )
     if not waiting:
         return
-    progress = _Progress(len(waiting), report)
+    progress = pool.Progress("prepared", len(waiting), report)
     faults: dict[Task, str] = {}
-    for task, (fault, notes) in _run(waiting, min(workers, len(waiting))):
-        for line in notes:
-            report(line)
-        if fault:
-            faults[task] = fault
-            report(fault)
-        progress.step()
+    outcomes = pool.run(waiting, _prepare_one, size=_task_bytes, workers=workers)
+    try:
+        for task, (fault, notes) in outcomes:
+            for line in notes:
+                report(line)
+            if fault:
+                faults[task] = fault
+                report(fault)
+            progress.step()
+    except pool.WorkerKilled as error:
+        raise _killed(error.tasks) from error
     if faults:
         others = f" ({len(faults) - 1} more, listed above)" if len(faults) > 1 else ""
         raise UserError(next(faults[t] for t in waiting if t in faults) + others)
-
-
-def _run(tasks: list[Task], workers: int) -> Iterator[tuple[Task, Outcome]]:
-    """Runs tasks in worker processes; yields each, when done, and what came of it."""
-    budget = _memory_bytes() / 2
-    waiting = [(task, _task_bytes(task)) for task in reversed(tasks)]
-    running: dict[futures.Future, tuple[Task, int]] = {}
-    # Spawned, not forked: a fork would copy locks of JAX's and TensorFlow's threads.
-    context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_end_with_parent
-    ) as pool:
-        while waiting or running:
-            in_use = sum(size for _, size in running.values())
-            while waiting and len(running) < workers:
-                if running and in_use + waiting[-1][1] > budget:
-                    break
-                task, size = waiting.pop()
-                running[_submit(pool, task, running)] = (task, size)
-                in_use += size
-            done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
-            for future in done:
-                try:
-                    outcome = future.result()
-                except BrokenProcessPool as error:
-                    raise _killed(task for task, _ in running.values()) from error
-                task, _ = running.pop(future)
-                yield task, outcome
-
-
-def _end_with_parent() -> None:
-    """Makes a worker end when its parent was killed, instead of waiting forever."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _submit(pool: futures.Executor, task: Task, running: dict) -> futures.Future:
-    try:
-        return pool.submit(_prepare_one, task)
-    except BrokenProcessPool as error:
-        raise _killed([task, *(task for task, _ in running.values())]) from error
 
 
 def _killed(tasks: Iterable[Task]) -> UserError:
@@ -307,19 +251,9 @@ def _task_bytes(task: Task) -> int:
             spacing=task.options.spacing,
         )
     except (*READ_ERRORS, UserError):  # the worker says what is wrong
-        return WORKER_BYTES
+        return pool.BYTES
     voxels = max(math.prod(geometry.native_shape), math.prod(new_shape))
-    return WORKER_BYTES + BYTES_PER_VOXEL * voxels
-
-
-def _memory_bytes() -> int:
-    """The memory of the machine, or of the container where that has less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdecimal() else total
+    return pool.BYTES + BYTES_PER_VOXEL * voxels
 
 
 def _prepare_one(task: Task) -> Outcome:
@@ -455,28 +389,3 @@ def _write_store(
         fingerprint=mark,
     )
     report(f"wrote {path}")
-
-
-class _Progress:
-    """Reports how many volumes are done and how long the others will take."""
-
-    def __init__(self, total: int, report: Report) -> None:
-        self._total = total
-        self._report = report
-        self._done = 0
-        self._start = self._reported = time.monotonic()
-
-    def step(self) -> None:
-        """Counts one volume; speaks every few seconds and at the end."""
-        self._done += 1
-        now = time.monotonic()
-        if self._done == 1:  # the time until now is that of starting the workers, too
-            self._start = self._reported = now
-        if now - self._reported < REPORT_SECONDS and self._done < self._total:
-            return
-        self._reported = now
-        each = (now - self._start) / max(1, self._done - 1)
-        left = each * (self._total - self._done)
-        minutes, seconds = divmod(round(left), 60)
-        left_text = f"{minutes}:{seconds:02d} left"
-        self._report(f"prepared {self._done} of {self._total} volumes, {left_text}")

@@ -1,0 +1,148 @@
+"""Work on many volumes in several processes, within the memory of the machine."""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TypeVar
+
+BYTES = 300 * 2**20  # of a worker that has only imported what it needs
+REPORT_SECONDS = 5.0
+
+T = TypeVar("T", bound=Hashable)
+R = TypeVar("R")
+
+
+class WorkerKilled(Exception):
+    """A worker process was killed, most likely for lack of memory.
+
+    Attributes:
+        tasks: those that were in work.
+    """
+
+    def __init__(self, tasks: Sequence) -> None:
+        """Of the tasks that were in work."""
+        super().__init__(tasks)
+        self.tasks = tasks
+
+
+def usable_cpus() -> int:
+    """Those that this process may run on, which a grid or a queue limits."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run(
+    tasks: Sequence[T],
+    work: Callable[[T], R],
+    *,
+    size: Callable[[T], int],
+    workers: int,
+) -> Iterator[tuple[T, R]]:
+    """Runs `work` on every task in worker processes; yields each when it is done.
+
+    No more tasks are in work than fit in half of the machine's memory; one always is.
+
+    Args:
+        tasks: all different; they and what `work` returns are pickled.
+        work: a function of a module.
+        size: an upper estimate of the bytes that a task takes, worker included.
+        workers: number of processes; 0 is the number of CPUs that may be used.
+
+    Raises:
+        WorkerKilled: the tasks in work are named.
+    """
+    workers = min(workers or usable_cpus(), len(tasks))
+    if not workers:
+        return
+    budget = memory_bytes() / 2
+    waiting = [(task, size(task)) for task in reversed(tasks)]
+    running: dict[futures.Future, tuple[T, int]] = {}
+    # Spawned, not forked: a fork would copy locks of JAX's and TensorFlow's threads.
+    context = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_end_with_parent
+    ) as pool:
+        while waiting or running:
+            in_use = sum(size for _, size in running.values())
+            while waiting and len(running) < workers:
+                if running and in_use + waiting[-1][1] > budget:
+                    break
+                task, bytes_of_task = waiting.pop()
+                in_work = [task, *(task for task, _ in running.values())]
+                try:
+                    future = pool.submit(work, task)
+                except BrokenProcessPool as error:
+                    raise WorkerKilled(in_work) from error
+                running[future] = (task, bytes_of_task)
+                in_use += bytes_of_task
+            done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
+            for future in done:
+                try:
+                    outcome = future.result()
+                except BrokenProcessPool as error:
+                    in_work = [task for task, _ in running.values()]
+                    raise WorkerKilled(in_work) from error
+                task, _ = running.pop(future)
+                yield task, outcome
+
+
+def _end_with_parent() -> None:
+    """Makes a worker end when its parent was killed, instead of waiting forever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def memory_bytes() -> int:
+    """The memory of the machine, or of the container where that has less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
+class Progress:
+    """Reports how many volumes are done and how long the others will take."""
+
+    def __init__(self, verb: str, total: int, report: Callable[[str], None]) -> None:
+        """Of `total` volumes; lines such as "prepared 3 of 9 volumes" go to `report`.
+
+        Args:
+            verb: what is done to them, such as "prepared".
+            total: how many there are.
+            report: takes the lines.
+        """
+        self._verb = verb
+        self._total = total
+        self._report = report
+        self._done = 0
+        self._start = self._reported = time.monotonic()
+
+    def step(self) -> None:
+        """Counts one volume; speaks every few seconds and at the end."""
+        self._done += 1
+        now = time.monotonic()
+        if self._done == 1:  # the time until now is that of starting the workers, too
+            self._start = self._reported = now
+        if now - self._reported < REPORT_SECONDS and self._done < self._total:
+            return
+        self._reported = now
+        each = (now - self._start) / max(1, self._done - 1)
+        minutes, seconds = divmod(round(each * (self._total - self._done)), 60)
+        self._report(
+            f"{self._verb} {self._done} of {self._total} volumes,"
+            f" {minutes}:{seconds:02d} left"
+        )
