@@ -26,7 +26,7 @@ import jax
 import measuring
 from step import SIZES, example, stage_config, steps_on
 
-from pclseg.reports.figures import COLOURS, DPI, LINE_STYLES, MARKERS
+from pclseg.reports.drawing import COLOURS, DPI, LINE_STYLES, MARKERS
 
 WAYS = ("dense", "blocks", "ring")
 KINDS = ("weak", "strong")

@@ -31,7 +31,7 @@ from tiny_nifti import (
 
 from pclseg import building
 from pclseg.config_rules import check_config
-from pclseg.data import prepare
+from pclseg.data import workers
 from pclseg.errors import UserError
 
 CONFIG = ROOT / "configs" / "pcl_nifti.py"
@@ -43,7 +43,7 @@ CLAIMED = {".lock", "config.json", "run.json", "splits.json", "log.txt"}
 def place(tmp_path, monkeypatch):
     """A folder with data/ of six labelled volumes; prepared/ and run/ are to come."""
     nifti_tree(tmp_path / "data")
-    monkeypatch.setattr(prepare.futures, "ProcessPoolExecutor", InlinePool)
+    monkeypatch.setattr(workers.futures, "ProcessPoolExecutor", InlinePool)
     return tmp_path
 
 

@@ -9,7 +9,7 @@ import pytest
 from tiny_nifti import InlinePool, config_for, nifti_tree, stage_folder
 
 from pclseg import building, cohort, parallel
-from pclseg.data import make_pipeline, prepare
+from pclseg.data import make_pipeline, workers
 from pclseg.data.tfds_store import open_store
 from pclseg.errors import UserError
 from pclseg.train.step import make_train_step
@@ -102,7 +102,7 @@ def test_epochs_are_counted_in_steps(place):
 @pytest.fixture(scope="module")
 def store(place, outline):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare.futures, "ProcessPoolExecutor", InlinePool)
+        patch.setattr(workers.futures, "ProcessPoolExecutor", InlinePool)
         data = config_for(place).data
         path = cohort.prepare_dataset(data, outline.dataset, lambda line: None)
     return open_store(path)

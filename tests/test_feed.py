@@ -10,7 +10,7 @@ from test_pipelines import FakeStore, plan_of
 
 from pclseg import feed, runner
 from pclseg.batch import KEYS, check_batch
-from pclseg.data import prepare
+from pclseg.data import workers
 from pclseg.data.lines import DTYPES
 from pclseg.errors import UserError
 from pclseg.train.stop import StopFlag
@@ -95,7 +95,7 @@ def test_slices_that_do_not_fit_are_refused_with_what_helps():
 
 
 def test_a_run_from_the_device_is_the_run_from_the_host(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare.futures, "ProcessPoolExecutor", tiny_nifti.InlinePool)
+    monkeypatch.setattr(workers.futures, "ProcessPoolExecutor", tiny_nifti.InlinePool)
     tiny_nifti.nifti_tree(tmp_path / "data")
     scalars = {}
     for pipeline in ("numpy", "device"):

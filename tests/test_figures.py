@@ -19,8 +19,10 @@ pytestmark = pytest.mark.filterwarnings("error")
 @pytest.fixture
 def drawn(monkeypatch):
     """The matplotlib figures that were saved, as they were."""
-    kept, save = [], figures._save
-    monkeypatch.setattr(figures, "_save", lambda f, p: (kept.append(f), save(f, p)))
+    kept, save = [], figures.save_figure
+    monkeypatch.setattr(
+        figures, "save_figure", lambda f, p: (kept.append(f), save(f, p))
+    )
     return kept
 
 

@@ -19,7 +19,7 @@ from tiny_nifti import (
 
 from pclseg import building, models, runner
 from pclseg.cli import import_weights
-from pclseg.data import datasets, prepare
+from pclseg.data import datasets, workers
 from pclseg.errors import UserError
 from pclseg.importing import stage
 from pclseg.importing.authors_unet import convert
@@ -334,7 +334,7 @@ def test_fine_tuning_starts_from_the_imported_encoder(
         return train(step, state, *args, **kwargs)
 
     monkeypatch.setattr(runner, "train", spy)
-    monkeypatch.setattr(prepare.futures, "ProcessPoolExecutor", InlinePool)
+    monkeypatch.setattr(workers.futures, "ProcessPoolExecutor", InlinePool)
     devices, only = jax.local_devices()[:1], ("finetune",)
     runner.execute(
         config,

@@ -41,8 +41,8 @@ def header_infos(
 
 
 def _warn_of_directions(infos: Sequence[CaseInfo]) -> None:
-    directions = np.stack([info.geometry.slice_direction for info in infos])  # [N, 3]
-    most = directions[np.argmax(directions @ directions.sum(axis=0))]
+    directions = np.stack([info.geometry.slice_direction for info in infos])
+    most = common_direction(directions)
     astray = [
         info
         for info, cosine in zip(infos, directions @ most, strict=True)
@@ -64,6 +64,11 @@ def _warn_of_directions(infos: Sequence[CaseInfo]) -> None:
             ),
             AXIS_KEY,
         )
+
+
+def common_direction(directions: np.ndarray) -> np.ndarray:
+    """Of unit vectors [N, 3] the one that is nearest to their sum."""
+    return directions[np.argmax(directions @ directions.sum(axis=0))]
 
 
 def _info(

@@ -3,31 +3,33 @@
 Every function writes one file, in the format of its suffix: .png, .svg or .webp.
 """
 
-import contextlib
 import csv
 import dataclasses
 import math
-import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pclseg.errors import UserError
-from pclseg.files import replacing
+from pclseg.reports.drawing import (
+    COLOURS,
+    MARKERS,
+    line_style,
+    new_figure,
+    plain_axes,
+    plain_matplotlib,
+    save_figure,
+    set_log_scale,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito 2008: told apart by all common kinds of colour vision, and on grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 # Without the blue and green that drown in dark tissue.
 CONTOUR_COLOURS = ("#F0E442", "#56B4E9", "#D55E00", "#CC79A7", "#009E73", "#E69F00")
-LINE_STYLES = ("-", "--", ":", "-.")
-MARKERS = "osD^vP"
-DPI = 120
 MOST_IN_LEGEND = 10
 FEW_LINES = 4  # that can be followed where they are noisy
 MOST_POINTS = 40  # of a line among many
@@ -40,21 +42,6 @@ MOST_DODGED = 0.5  # of it, by all arms together
 CHARACTERS_PER_INCH = 12  # of a legend
 LINE_IN_LEGEND, BETWEEN_COLUMNS = 7, 3  # characters
 ROW_INCHES = 0.21  # of a legend
-
-
-@contextlib.contextmanager
-def _plain_matplotlib() -> Iterator[None]:
-    """Whatever a user has set, in a file or by MPLBACKEND, figures are the same."""
-    # An unknown backend would stop the import; nothing here opens a window.
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
-        import matplotlib
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        yield
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +67,7 @@ class Overlay:
     spacing: tuple[float, float, float]
 
 
-@_plain_matplotlib()
+@plain_matplotlib()
 def training_curves(
     path: str | Path,
     sources: Mapping[str, Sequence[str | Path]],
@@ -109,7 +96,7 @@ def training_curves(
     tables = {
         arm: {Path(f): _read_rows(Path(f)) for f in fs} for arm, fs in sources.items()
     }
-    figure = _figure(5.0 * len(columns), 3.4)
+    figure = new_figure(5.0 * len(columns), 3.4)
     all_axes = np.atleast_1d(figure.subplots(1, len(columns)))
     for axes, (column, axis_label) in zip(all_axes, columns.items(), strict=True):
         drawn = False
@@ -125,7 +112,7 @@ def training_curves(
             if len(tables) > FEW_LINES:
                 steps, values = _calmed(steps, values)
             few = len(steps) < 30 and all(step in s for s in series for step in steps)
-            style = _line_style(number) | {"marker": "." if few else None}
+            style = line_style(number) | {"marker": "." if few else None}
             name = arm if len(values) == 1 else f"{arm} (mean, range of {len(values)})"
             axes.plot(steps, values.mean(axis=0), label=name, **style)
             if len(values) > 1:
@@ -145,13 +132,13 @@ def training_curves(
         axes.set(xlabel="optimizer step", ylabel=axis_label)
         low, high = axes.dataLim.intervaly
         if column in log_scale and 0 < 10 * low < high:
-            _set_log_scale(axes)
-        _plain(axes)
+            set_log_scale(axes)
+        plain_axes(axes)
     _legend_of_lines(figure, title=None)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-@_plain_matplotlib()
+@plain_matplotlib()
 def overlays(
     path: str | Path,
     cases: Sequence[Overlay],
@@ -169,7 +156,7 @@ def overlays(
         class_names: K names, background first.
         num_slices: slices per case.
     """
-    figure = _figure(2.4 * num_slices, 2.75 * len(cases) + 0.5)
+    figure = new_figure(2.4 * num_slices, 2.75 * len(cases) + 0.5)
     rows = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
     for row, case in zip(rows, cases, strict=True):
         dice = "no Dice" if np.isnan(case.dice) else f"mean Dice {case.dice:.3f}"
@@ -182,10 +169,10 @@ def overlays(
     entries = [(name, _contour_colour(i), "-") for i, name in names]
     entries += [("label", "black", "-"), ("prediction", "black", "--")]
     _legend_below(figure, entries)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-@_plain_matplotlib()
+@plain_matplotlib()
 def similarity_against_distance(
     path: str | Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 ) -> None:
@@ -197,7 +184,7 @@ def similarity_against_distance(
             `evaluation.embeddings.similarity_curve` returns them. One without pairs has
             no line, but the colours go on as if it had.
     """
-    figure = _figure(5.6, 3.4)
+    figure = new_figure(5.6, 3.4)
     axes = figure.subplots()
     for number, (name, (distance, mean, n)) in enumerate(curves.items()):
         filled = n > 0  # a bin without pairs leaves no gap in the line
@@ -209,7 +196,7 @@ def similarity_against_distance(
             mean[filled],
             label=shown,
             marker="o",
-            **_line_style(number),
+            **line_style(number),
         )
     axes.set(
         xlabel="|difference of position| (1 = whole stack)",
@@ -218,13 +205,13 @@ def similarity_against_distance(
         title="Slices of different patients",
     )
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    _plain(axes)
+    plain_axes(axes)
     if axes.get_legend_handles_labels()[0]:
         _legend_of_lines(figure, title=None)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-@_plain_matplotlib()
+@plain_matplotlib()
 def label_efficiency(
     path: str | Path, efficiency: Mapping[str, Any], *, level: float
 ) -> None:
@@ -245,7 +232,7 @@ def label_efficiency(
         for point in curve["points"]
     }
     order = sorted(counts, key=counts.__getitem__)
-    figure = _figure(6.6, 4.2)
+    figure = new_figure(6.6, 4.2)
     axes = figure.subplots()
     dodge = min(DODGE, MOST_DODGED / len(curves))
     for number, curve in enumerate(curves):
@@ -272,12 +259,12 @@ def label_efficiency(
         ylabel="Dice per case, mean over classes",
         xlim=(-0.5, len(order) - 0.5),
     )
-    _plain(axes)
+    plain_axes(axes)
     _legend_of_lines(figure, title=title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-@_plain_matplotlib()
+@plain_matplotlib()
 def embedding_map(
     path: str | Path,
     maps: Mapping[str, tuple[np.ndarray, np.ndarray]],
@@ -298,7 +285,7 @@ def embedding_map(
 
     patients = len(np.unique(patient))
     width = 4.2 * len(maps) + 1.6
-    figure = _figure(width, 7.4)
+    figure = new_figure(width, 7.4)
     grid = figure.subplots(2, len(maps), squeeze=False)
     for (upper, lower), (name, (points, share)) in zip(
         grid.T, maps.items(), strict=True
@@ -312,7 +299,7 @@ def embedding_map(
             axes.set_xlabel(f"component 1 ({share[0]:.0%} of the variance)")
             axes.set_ylabel(f"component 2 ({share[1]:.0%})")
             axes.set_aspect("equal", adjustable="datalim")
-            _plain(axes)
+            plain_axes(axes)
     bar = ScalarMappable(Normalize(0, 1), cmap="viridis")
     figure.colorbar(bar, ax=list(grid[0]), label="position (1 = last slice)")
     if patients <= MOST_IN_LEGEND:
@@ -321,7 +308,7 @@ def embedding_map(
         figure.legend(
             marks, names, title="patient", loc="outside lower center", ncols=columns
         ).set_frame_on(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
@@ -431,14 +418,6 @@ def _contour_colour(number: int) -> str:
     return CONTOUR_COLOURS[number % len(CONTOUR_COLOURS)]
 
 
-def _line_style(number: int) -> dict[str, Any]:
-    # The dashes change too: a figure must survive being printed in grey.
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linestyle": LINE_STYLES[number % len(LINE_STYLES)],
-    }
-
-
 def _draw_efficiency(
     axes: "Axes", curve: Mapping[str, Any], places: Mapping[int, float], number: int
 ) -> None:
@@ -454,7 +433,7 @@ def _draw_efficiency(
         label=curve["arm"],
         marker=MARKERS[number % len(MARKERS)],
         capsize=3,
-        **_line_style(number),
+        **line_style(number),
     )
 
 
@@ -510,40 +489,3 @@ def _legend_below(figure: "Figure", entries: Sequence[tuple[str, str, Any]]) -> 
     figure.legend(
         lines, names, loc="outside lower center", ncols=columns, frameon=False
     )
-
-
-def _plain(axes: "Axes") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    # Not pyplot: no window system is asked for, and no figure stays in memory.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-
-
-def _set_log_scale(axes: "Axes") -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
-    axes.set_yscale("log")
-    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    plain = FuncFormatter(lambda value, _: f"{value:g}")  # 0.1, not a formula
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(plain)
-
-
-def _save(figure: "Figure", path: str | Path) -> None:
-    from matplotlib import rc_context
-    from matplotlib.text import Text
-
-    path = Path(path)
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # the name of an arm or a patient may hold dollars
-    vector = path.suffix == ".svg"
-    # Neither dates nor random ids, so that the same run gives the same bytes.
-    options: dict[str, Any] = {"metadata": {"Date": None}} if vector else {}
-    with replacing(path) as temporary, rc_context({"svg.hashsalt": "pclseg"}):
-        figure.savefig(temporary, format=path.suffix[1:], **options)

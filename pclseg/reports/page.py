@@ -53,21 +53,25 @@ def make_page(workdirs: Sequence[Path], *, baseline: str | None) -> str:
     numbers = comparison.numbers([s.run for s in sources], baseline=baseline)
     cells = representative(sources, numbers)
     learned = blocks.learned_of(cells)
-    return _template().render(
-        title=_title(numbers, sources[0]),
-        facts=_facts(numbers, sources),
-        numbers=_with_diagnostics(numbers, learned),
-        **_sentences(numbers),
-        warnings=numbers["warnings"],
-        **_tables(numbers),
-        efficiency=blocks.label_efficiency(numbers),
-        missing=missing(sources),
-        curves=list(blocks.curves(cells, numbers["arms"])),
-        measures=blocks.measures(learned),
-        learned=list(blocks.learned_blocks(learned, numbers["arms"])),
-        overlays=_overlays(cells),
-        shown="; ".join(source.name for source in cells),
-        repeat=_repeat(sources, numbers),
+    return (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=_title(numbers, sources[0]),
+            facts=_facts(numbers, sources),
+            numbers=_with_diagnostics(numbers, learned),
+            **_sentences(numbers),
+            warnings=numbers["warnings"],
+            **_tables(numbers),
+            efficiency=blocks.label_efficiency(numbers),
+            missing=missing(sources),
+            curves=list(blocks.curves(cells, numbers["arms"])),
+            measures=blocks.measures(learned),
+            learned=list(blocks.learned_blocks(learned, numbers["arms"])),
+            overlays=_overlays(cells),
+            shown="; ".join(source.name for source in cells),
+            repeat=_repeat(sources, numbers),
+        )
     )
 
 
@@ -85,15 +89,15 @@ def representative(sources: Sequence[Source], numbers: Numbers) -> list[Source]:
     return found
 
 
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Of the templates of pages."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("pclseg.reports"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja")
 
 
 def _title(numbers: Numbers, source: Source) -> str:

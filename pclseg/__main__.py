@@ -1,0 +1,60 @@
+"""All commands under one name: `pclseg check ...`, or `python -m pclseg check ...`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from pclseg.named import nearest
+
+COMMANDS = {  # name: (module with a `main`, what it does)
+    "check": ("pclseg.cli.check", "look at all files of a dataset before training"),
+    "train": ("pclseg.main", "prepare, pre-train, fine-tune, evaluate"),
+    "predict": ("pclseg.cli.predict", "segment new images with a finished run"),
+    "table": ("pclseg.cli.table", "compare finished runs in text"),
+    "figures": ("pclseg.cli.figures", "draw finished runs"),
+    "report": ("pclseg.cli.report", "one HTML page about finished runs"),
+    "grid": ("pclseg.cli.grid", "run a whole study, or go on with it"),
+    "import": ("pclseg.cli.import_weights", "weights of the PCL authors as a start"),
+    "demo": ("pclseg.cli.demo", "all of it on a phantom, in some minutes"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status."""
+    name, *rest = [*(sys.argv[1:] if argv is None else argv), ""]
+    rest = rest[:-1]
+    if name in ("", "-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0 if name else 2
+    if name not in COMMANDS:
+        sys.stderr.write(
+            f"error: pclseg has no command {name!r}; it has: {', '.join(COMMANDS)}."
+            f"{nearest(name, COMMANDS)}\n"
+        )
+        return 2
+    program = importlib.import_module(COMMANDS[name][0]).main
+    if name == "train":  # whose main takes the name of the program too
+        from pclseg.processes import end_with
+
+        end_with(lambda: program(["pclseg train", *rest]))
+    return program(rest)
+
+
+def _help() -> str:
+    lines = [f"  {name:<9} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: pclseg COMMAND ...",
+            "",
+            *lines,
+            "",
+            "`pclseg COMMAND --help` tells more. First of all:",
+            "  pclseg demo",
+            "  pclseg check /data/mine --images=scans --labels=masks",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Looks at all files of a dataset before any training.
+
+python -m pclseg.cli.check /data/mine --images=scans --labels=masks
+python -m pclseg.cli.check --config=configs/pcl_acdc.py --config.data.raw_dir=/data/ACDC
+"""
+
+import argparse
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+
+from pclseg import cohort
+from pclseg.cli.status import exit_status
+from pclseg.config import is_override, load_config, override
+from pclseg.data import datasets
+from pclseg.data.check import Checked, check, facts_table
+from pclseg.data.datasets.base import Dataset
+from pclseg.data.findings import ERROR, NOTE, WARNING, Finding
+from pclseg.data.fitness import Plans
+from pclseg.errors import UserError
+from pclseg.files import check_local
+from pclseg.reports import check_page
+
+log = logging.getLogger("pclseg.check")  # also when run as __main__
+_LEVELS = {ERROR: logging.ERROR, WARNING: logging.WARNING, NOTE: logging.INFO}
+_MOST_ALIKE = 10  # lines that differ in file and numbers alone
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Checks; returns 0, or 1 where training would not start."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pclseg.cli.check",
+        description="Reads every file once and says what is wrong, what follows from"
+        " it and what mends it. Exit status 1 where training would not start, 0 where"
+        " there are warnings at most. Nothing of the data is changed.",
+        epilog="--config.KEY=VALUE changes one value of the config, as in training.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("raw_dir", nargs="?", help="folder that patterns start from")
+    parser.add_argument("--images", nargs="+", help="folders or globs below it")
+    parser.add_argument("--labels", nargs="+", default=[], help="likewise")
+    parser.add_argument(
+        "--patient", default="", help=r"regular expression, as '(sub-\d+)'"
+    )
+    parser.add_argument("--config", help="an experiment, instead of the four above")
+    parser.add_argument(
+        "--out", type=Path, default=Path("check"), help="folder of the result (check)"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes (all CPUs)")
+    args, rest = parser.parse_known_args(argv)
+    result: list[Checked] = []
+
+    def run() -> None:
+        if args.workers < 0:
+            raise UserError(f"--workers is {args.workers}; expected 0 or more.")
+        check_local("--out", args.out)
+        if args.out.exists() and not args.out.is_dir():
+            raise UserError(f"--out {args.out} is a file; name a folder.")
+        dataset, plans, axis = _by_config(args, rest) if args.config else _given(args)
+        if not args.config and rest:
+            raise UserError(f"there is no option {rest[0]}; --help lists them.")
+        checked = check(
+            dataset,
+            plans,
+            slice_axis=axis,
+            num_workers=args.workers,
+            report=log.info,
+        )
+        _tell(checked)
+        check_page.write(args.out, checked, plans)
+        log.info("%s", check_page.verdict(checked))
+        log.info("plots and a table: %s", args.out / "check.html")
+        result.append(checked)
+
+    status = exit_status(run)
+    return status or int(result[0].count(ERROR) > 0)
+
+
+def _given(args: argparse.Namespace) -> tuple[Dataset, Plans, int | str]:
+    if not args.raw_dir or not args.images:
+        raise UserError(
+            "which data? Give a folder and --images, as in: /data/mine --images=scans"
+            " --labels=masks; or --config."
+        )
+    dataset = datasets.make(
+        "nifti",
+        raw_dir=args.raw_dir,
+        images=args.images,
+        labels=args.labels,
+        patient=args.patient,
+    )
+    return dataset, Plans(), "auto"
+
+
+def _by_config(
+    args: argparse.Namespace, rest: Sequence[str]
+) -> tuple[Dataset, Plans, int | str]:
+    if args.raw_dir or args.images or args.labels or args.patient:
+        raise UserError(
+            "with --config, the data are those of the config: set"
+            " --config.data.raw_dir and --config.data.options.KEY."
+        )
+    for arg in rest:
+        if arg.startswith("-") and not is_override(arg):
+            raise UserError(f"there is no option {arg}; --help lists them.")
+    config = load_config(args.config)
+    override(config, list(rest))
+    dataset = cohort.open_dataset(config.data)
+    return dataset, plans_of(config), config.data.prepare.slice_axis
+
+
+def plans_of(config: ml_collections.ConfigDict) -> Plans:
+    """What a config means to do with the volumes."""
+    first = config[config.stages[0]]
+    labels = [
+        config[stage].model.num_classes
+        for stage in config.stages
+        if "num_classes" in config[stage].model
+    ]
+    return Plans(
+        spacing=tuple(config.data.prepare.spacing),
+        clips=tuple(config.data.prepare.clip_percentiles) != (0, 100),
+        threshold=first.method.get("position_threshold"),
+        batch_size=first.data.batch_size,
+        crop=tuple(first.data.crop_size),
+        classes=labels[-1] if labels else None,
+    )
+
+
+def _tell(checked: Checked) -> None:
+    """The facts, then the findings; of many that are alike the first few."""
+    for name, value in facts_table(checked):
+        log.info("  %-22s %s", name, value)
+    told: Counter[tuple[str, str, str]] = Counter()
+    for finding in checked.findings:
+        kind = _kind(finding)
+        told[kind] += 1
+        if told[kind] <= _MOST_ALIKE:
+            start = "note: " if finding.level == NOTE else ""
+            log.log(_LEVELS[finding.level], "%s%s", start, finding)
+    for (level, consequence, _), number in told.items():
+        if number > _MOST_ALIKE:
+            log.info(
+                "%d more of %ss like the above (%s) are in fingerprint.json",
+                number - _MOST_ALIKE,
+                level,
+                consequence,
+            )
+
+
+def _kind(finding: Finding) -> tuple[str, str, str]:
+    return finding.level, finding.consequence, finding.remedy
+
+
+if __name__ == "__main__":
+    sys.exit(main())
