@@ -19,7 +19,8 @@ from pclseg import __version__
 from pclseg.errors import UserError
 from pclseg.files import cannot_write, read_json, write_json
 
-_PACKAGES = (
+# Whose versions decide what numbers come out.
+PACKAGES = (
     "jax",
     "jaxlib",
     "flax",
@@ -162,7 +163,7 @@ def _this_start() -> dict[str, Any]:
         "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
     }
 
 
