@@ -8,6 +8,7 @@ from pclseg.named import nearest
 
 COMMANDS = {  # name: (module with a `main`, what it does)
     "check": ("pclseg.cli.check", "look at all files of a dataset before training"),
+    "init": ("pclseg.cli.init", "write a first config for your own volumes"),
     "train": ("pclseg.main", "prepare, pre-train, fine-tune, evaluate"),
     "predict": ("pclseg.cli.predict", "segment new images with a finished run"),
     "table": ("pclseg.cli.table", "compare finished runs in text"),
@@ -52,6 +53,7 @@ def _help() -> str:
             "`pclseg COMMAND --help` tells more. First of all:",
             "  pclseg demo",
             "  pclseg check /data/mine --images=scans --labels=masks",
+            "  pclseg init /data/mine --images=scans --labels=masks --out=mine.py",
             "",
         ]
     )

@@ -464,6 +464,7 @@ def facts(name="a", **changed):
         constant_slices=0,
         label_voxels={},
         label_profile={},
+        axis_profiles={},
         digest=name,
     )
     return Facts(**(given | changed))
@@ -537,7 +538,6 @@ def test_specks_are_told_where_nothing_clips_them():
 
 @pytest.mark.parametrize("threshold", [0.1, 0.35])
 def test_positives_per_anchor_is_the_mean_over_pairs(threshold):
-    volumes = [facts("a", slices=7), facts("b", slices=12)]
     heights = [(i + 1) / n for n in (7, 12) for i in range(n)]
     near = [
         abs(x - y) < threshold
@@ -546,7 +546,7 @@ def test_positives_per_anchor_is_the_mean_over_pairs(threshold):
         if i != j
     ]
     expected = 1 + 2 * 15 * np.mean(near)
-    have = positives_per_anchor(volumes, threshold=threshold, batch_size=16)
+    have = positives_per_anchor([7, 12], threshold=threshold, batch_size=16)
     np.testing.assert_allclose(have, expected, rtol=1e-12)
 
 

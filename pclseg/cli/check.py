@@ -40,29 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="--config.KEY=VALUE changes one value of the config, as in training.",
         allow_abbrev=False,
     )
-    parser.add_argument("raw_dir", nargs="?", help="folder that patterns start from")
-    parser.add_argument("--images", nargs="+", help="folders or globs below it")
-    parser.add_argument("--labels", nargs="+", default=[], help="likewise")
-    parser.add_argument(
-        "--patient", default="", help=r"regular expression, as '(sub-\d+)'"
-    )
-    parser.add_argument("--config", help="an experiment, instead of the four above")
+    add_data(parser)
+    parser.add_argument("--config", help="an experiment, instead of the data above")
     parser.add_argument(
         "--out", type=Path, default=Path("check"), help="folder of the result (check)"
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes (all CPUs)")
     args, rest = parser.parse_known_args(argv)
     result: list[Checked] = []
 
     def run() -> None:
-        if args.workers < 0:
-            raise UserError(f"--workers is {args.workers}; expected 0 or more.")
         check_local("--out", args.out)
         if args.out.exists() and not args.out.is_dir():
             raise UserError(f"--out {args.out} is a file; name a folder.")
-        dataset, plans, axis = _by_config(args, rest) if args.config else _given(args)
-        if not args.config and rest:
+        if args.config:
+            dataset, plans, axis = _by_config(args, rest)
+        elif rest:
             raise UserError(f"there is no option {rest[0]}; --help lists them.")
+        else:
+            dataset, plans, axis = dataset_of(args), Plans(), "auto"
         checked = check(
             dataset,
             plans,
@@ -70,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_workers=args.workers,
             report=log.info,
         )
-        _tell(checked)
+        tell(checked)
         check_page.write(args.out, checked, plans)
         log.info("%s", check_page.verdict(checked))
         log.info("plots and a table: %s", args.out / "check.html")
@@ -80,20 +75,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status or int(result[0].count(ERROR) > 0)
 
 
-def _given(args: argparse.Namespace) -> tuple[Dataset, Plans, int | str]:
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `dataset_of`."""
+    parser.add_argument("raw_dir", nargs="?", help="folder that patterns start from")
+    parser.add_argument("--images", nargs="+", help="folders or globs below it")
+    parser.add_argument("--labels", nargs="+", default=[], help="likewise")
+    parser.add_argument(
+        "--patient", default="", help=r"regular expression, as '(sub-\d+)'"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes (all CPUs)")
+
+
+def dataset_of(args: argparse.Namespace) -> Dataset:
+    """The volumes that the command line names.
+
+    Raises:
+        UserError: none are named, or those that are do not go together.
+    """
+    if args.workers < 0:
+        raise UserError(f"--workers is {args.workers}; expected 0 or more.")
     if not args.raw_dir or not args.images:
         raise UserError(
             "which data? Give a folder and --images, as in: /data/mine --images=scans"
-            " --labels=masks; or --config."
+            " --labels=masks."
         )
-    dataset = datasets.make(
+    return datasets.make(
         "nifti",
         raw_dir=args.raw_dir,
         images=args.images,
         labels=args.labels,
         patient=args.patient,
     )
-    return dataset, Plans(), "auto"
 
 
 def _by_config(
@@ -131,8 +143,8 @@ def plans_of(config: ml_collections.ConfigDict) -> Plans:
     )
 
 
-def _tell(checked: Checked) -> None:
-    """The facts, then the findings; of many that are alike the first few."""
+def tell(checked: Checked) -> None:
+    """Logs the facts, then the findings; of many that are alike the first few."""
     for name, value in facts_table(checked):
         log.info("  %-22s %s", name, value)
     told: Counter[tuple[str, str, str]] = Counter()

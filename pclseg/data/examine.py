@@ -10,7 +10,12 @@ import numpy as np
 
 from pclseg.data.datasets.base import READ_ERRORS, Case, open_nifti
 from pclseg.data.findings import NOTE, WARNING, Finding, as_error
-from pclseg.data.geometry import Geometry, orient, prepared_geometry
+from pclseg.data.geometry import (
+    Geometry,
+    has_slice_axis,
+    orient,
+    prepared_geometry,
+)
 from pclseg.data.volume import class_ids
 from pclseg.data.volume_file import (
     check_grids,
@@ -65,6 +70,9 @@ class Facts:
     constant_slices: int  # of one grey value
     label_voxels: dict[int, int]  # value of the file: voxels; {} without label
     label_profile: dict[int, tuple[float, ...]]  # its area at PROFILE heights, most 1
+    # The same along every axis (0 to the right, 1 to the front, 2 up), where the
+    # spacing does not say which one a volume is cut along; else {}.
+    axis_profiles: dict[int, dict[int, tuple[float, ...]]]
     digest: str  # of the voxels of the image
 
     @property
@@ -110,7 +118,7 @@ def examine(request: Request) -> Examined:
                 check_whole(label)
                 if facts is not None:
                     check_grids(image.shape, affine, label.shape, label_affine)
-                    facts = _with_label(facts, orient(label, geometry))
+                    facts = _with_label(facts, orient(label, geometry), geometry)
                     found += _label_findings(case, facts, request.label_values)
                 class_ids(label, request.label_values, request.strays)
     except MemoryError:
@@ -163,6 +171,7 @@ def _facts(case: Case, image: np.ndarray, geometry: Geometry) -> Facts:
         constant_slices=int(sum(plane.min() == plane.max() for plane in volume)),
         label_voxels={},
         label_profile={},
+        axis_profiles={},
         digest=digest.hexdigest(),
     )
 
@@ -173,22 +182,44 @@ def _profile(of_slices: np.ndarray) -> np.ndarray:
     return np.interp(heights, np.arange(len(of_slices)), of_slices)
 
 
-def _with_label(facts: Facts, label: np.ndarray) -> Facts:
+def _with_label(facts: Facts, label: np.ndarray, geometry: Geometry) -> Facts:
     """`facts` with those of a label [Z, H, W] of whole numbers."""
+    areas = _areas(label)
+    along = {}
+    if not has_slice_axis(geometry):
+        canonical = _canonical_axes(geometry)
+        for axis in range(3):
+            moved = np.moveaxis(label, canonical.index(axis), 0)
+            along[axis] = _profiles(_areas(moved))
+    return dataclasses.replace(
+        facts,
+        label_voxels={value: int(area.sum()) for value, area in areas.items()},
+        label_profile=_profiles(areas),
+        axis_profiles=along,
+    )
+
+
+def _canonical_axes(geometry: Geometry) -> list[int]:
+    """Of Z, H and W: 0, 1 or 2."""
+    orientation = nib.io_orientation(np.asarray(geometry.affine))[:, 0]
+    return [int(orientation[axis]) for axis in geometry.axes]
+
+
+def _areas(label: np.ndarray) -> dict[int, np.ndarray]:
+    """Of every value, ascending: voxels in each slice of the first axis."""
     areas: dict[int, np.ndarray] = {}
     for z, plane in enumerate(label):
         values, counts = np.unique(np.rint(plane).astype(np.int64), return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             areas.setdefault(value, np.zeros(len(label), np.int64))[z] = count
-    areas = dict(sorted(areas.items()))
-    return dataclasses.replace(
-        facts,
-        label_voxels={value: int(area.sum()) for value, area in areas.items()},
-        label_profile={
-            value: tuple((_profile(area) / area.max()).tolist())
-            for value, area in areas.items()
-        },
-    )
+    return dict(sorted(areas.items()))
+
+
+def _profiles(areas: dict[int, np.ndarray]) -> dict[int, tuple[float, ...]]:
+    return {
+        value: tuple((_profile(area) / area.max()).tolist())
+        for value, area in areas.items()
+    }
 
 
 def _header_findings(case: Case, affine: np.ndarray) -> list[Finding]:

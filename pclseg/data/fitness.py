@@ -63,14 +63,16 @@ def findings(
 
 
 def positives_per_anchor(
-    volumes: Sequence[Facts], *, threshold: float, batch_size: int
+    slices: Sequence[int], *, threshold: float, batch_size: int
 ) -> float:
-    """Mean number of slices, of the others of a batch, that count as alike.
+    """Mean number of keys of a batch, two views of every slice, that are positives.
 
-    Views: two of every slice are in the batch. For more than 4096 slices, of every so
-    many.
+    Args:
+        slices: of every volume; of more than 4096 in all, every so many are taken.
+        threshold: of positions, as of PCL.
+        batch_size: slices of a batch.
     """
-    heights = np.concatenate([position(np.arange(v.slices), v.slices) for v in volumes])
+    heights = np.concatenate([position(np.arange(n), n) for n in slices])
     heights = heights[:: len(heights) // _PAIRED_SLICES + 1]
     near = [(np.abs(heights - height) < threshold).sum() - 1 for height in heights]
     share = sum(near) / max(1, len(heights) * (len(heights) - 1))
@@ -352,8 +354,9 @@ def _crops(volumes: Sequence[Facts], plans: Plans) -> Iterator[Finding]:
 def _positives(volumes: Sequence[Facts], plans: Plans) -> Iterator[Finding]:
     if plans.threshold is None or plans.batch_size is None:
         return
+    slices = [volume.slices for volume in volumes]
     number = positives_per_anchor(
-        volumes, threshold=plans.threshold, batch_size=plans.batch_size
+        slices, threshold=plans.threshold, batch_size=plans.batch_size
     )
     keys = 2 * plans.batch_size - 1
     key = "--config.pretrain.method.position_threshold"

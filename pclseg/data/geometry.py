@@ -129,8 +129,17 @@ def _slice_axis(slice_axis: int | str, spacing: Sequence[float]) -> int:
         return int(slice_axis)
     if slice_axis != "auto":
         raise UserError(f"{AXIS_KEY} is {slice_axis!r}; expected 'auto', 0, 1 or 2.")
+    return int(np.argmax(spacing)) if _one_is_thick(spacing) else 2
+
+
+def _one_is_thick(spacing: Sequence[float]) -> bool:
     second, largest = sorted(spacing)[1:]
-    return int(np.argmax(spacing)) if largest >= AXIS_RATIO * second else 2
+    return largest >= AXIS_RATIO * second
+
+
+def has_slice_axis(geometry: Geometry) -> bool:
+    """Whether the spacing says which axis the file is cut along."""
+    return _one_is_thick(geometry.native_spacing)
 
 
 def _plane(

@@ -168,8 +168,9 @@ def positives(
 ) -> None:
     """Positives of a slice in a batch against the threshold of PCL."""
     batch = batch_size or _BATCH
+    slices = [volume.slices for volume in volumes]
     counts = [
-        positives_per_anchor(volumes, threshold=float(t), batch_size=batch)
+        positives_per_anchor(slices, threshold=float(t), batch_size=batch)
         for t in _THRESHOLDS
     ]
     figure = new_figure(*_SIZE)

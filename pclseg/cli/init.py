@@ -1,0 +1,173 @@
+"""Writes a first config for your own volumes, each choice with its reason.
+
+python -m pclseg.cli.init /data/mine --images=scans --labels=masks --out=mine.py
+"""
+
+import argparse
+import ast
+import importlib.util
+import logging
+import shlex
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pclseg import choices
+from pclseg.cli import check as checking
+from pclseg.cli.status import exit_status
+from pclseg.data.check import Checked, check
+from pclseg.data.findings import ERROR
+from pclseg.data.fitness import Plans
+from pclseg.data.workers import memory_bytes
+from pclseg.errors import UserError
+from pclseg.files import check_local, write_text
+
+log = logging.getLogger("pclseg.init")  # also when run as __main__
+_WIDTH = 88  # columns of the file
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Checks the data and writes the config; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pclseg.cli.init",
+        description="Looks at all volumes, as `pclseg check` does, and writes a config"
+        " for them in which every choice says why. It runs as it is, and is yours to"
+        " change.",
+        allow_abbrev=False,
+    )
+    checking.add_data(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the config to write, such as mine.py"
+    )
+    parser.add_argument(
+        "--size",
+        choices=list(choices.SIZES),
+        help="for what to make it (what jax finds here)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file")
+    args = parser.parse_args(argv)
+
+    def run() -> None:
+        check_local("--out", args.out)
+        if args.out.suffix != ".py" or args.out.is_dir():
+            raise UserError(f"--out is {args.out}; name a file that ends in .py.")
+        if args.out.exists() and not args.overwrite:
+            raise UserError(
+                f"--out {args.out} exists; --overwrite replaces it, or name another."
+            )
+        dataset = checking.dataset_of(args)
+        checked = check(
+            dataset,
+            Plans(),
+            slice_axis="auto",
+            num_workers=args.workers,
+            report=log.info,
+        )
+        checking.tell(checked)
+        if number := checked.count(ERROR):
+            raise UserError(
+                f"nothing was written: mend the {number} errors above first, or narrow"
+                " --images."
+            )
+        if not any(volume.label_voxels for volume in checked.volumes):
+            raise UserError(
+                "no volume has a label, so there is nothing to segment; give --labels."
+                " To pre-train alone, see configs/pcl_nifti.py."
+            )
+        size, memory = _device(args.size)
+        write_text(args.out, config_text(args, checked, size=size, memory=memory))
+        log.info("wrote %s; look at it, then:", args.out)
+        given = shlex.quote(str(args.out))
+        log.info("  pclseg train --config=%s --dry_run", given)
+        workdir = shlex.quote(f"runs/{args.out.stem}")
+        log.info("  pclseg train --config=%s --workdir=%s", given, workdir)
+
+    return exit_status(run)
+
+
+def config_text(
+    args: argparse.Namespace, checked: Checked, *, size: str, memory: int
+) -> str:
+    """The config as Python."""
+    chosen = choices.choose(checked, size=size, memory=memory)
+    dataset = checked.dataset
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pclseg"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quoted"] = _quoted
+    environment.filters["capitalize"] = lambda text: text[:1].upper() + text[1:]
+    labelled = [volume for volume in checked.volumes if volume.label_voxels]
+    patients = len({volume.patient for volume in labelled})
+    slices = sum(choices.count(v, chosen["slice_axis"].value) for v in labelled)
+    folds = chosen["folds"].value
+    text = environment.get_template("config.py.jinja").render(
+        title=f"PCL for {len(dataset.cases)} volumes of {Path(args.raw_dir).name},"
+        f" {len(labelled)} with label.",
+        name=args.out,
+        stem=args.out.stem,
+        c=chosen,
+        shrink=chosen["crop"].value / 352,
+        raw_dir=str(Path(args.raw_dir).expanduser().absolute()),
+        images=_one(args.images),
+        labels=_one(args.labels),
+        patient=args.patient,
+        label_values=dataset.label_values,
+        class_names=dataset.class_names,
+        pipeline="tf" if importlib.util.find_spec("tensorflow") else "numpy",
+        slices_a_patient=round(slices / patients),
+        training_patients=patients * (folds - 1) // folds,
+    )
+    text = "\n".join(_folded(text.splitlines())) + "\n"
+    ast.parse(text)
+    return text
+
+
+def _quoted(value: Any) -> str:
+    """The value as Python, texts in double quotes."""
+    if isinstance(value, str):
+        escaped = repr(value + "'")[1:-2] if "'" not in value else repr(value)[1:-1]
+        return '"' + escaped.replace('"', '\\"') + '"'
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_quoted, value))}{',' if len(value) == 1 else ''})"
+    return repr(value)
+
+
+def _one(patterns: Sequence[str]) -> str | tuple[str, ...]:
+    return patterns[0] if len(patterns) == 1 else tuple(patterns)
+
+
+def _folded(lines: Sequence[str]) -> list[str]:
+    """The lines, of which comments that are too long become several."""
+    folded = []
+    for line in lines:
+        indent = line[: len(line) - len(line.lstrip())]
+        if len(line) > _WIDTH and line.lstrip().startswith("# "):
+            start = f"{indent}# "
+            folded += textwrap.wrap(
+                line.lstrip()[2:], _WIDTH, initial_indent=start, subsequent_indent=start
+            )
+        else:
+            folded.append(line)
+    return folded
+
+
+def _device(size: str | None) -> tuple[str, int]:
+    """The key of choices.SIZES, and the bytes of memory of the first device."""
+    import jax
+
+    device = jax.devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if device.platform == "cpu" or not limit:
+        return size or "cpu", memory_bytes()
+    return size or "gpu", limit
+
+
+if __name__ == "__main__":
+    sys.exit(main())
