@@ -89,7 +89,10 @@ def choose(checked: Checked, *, size: str, memory: int) -> dict[str, Choice]:
     slices = [count(volume, axis.value) for volume in volumes]
     threshold = _threshold(slices)
     width = limits.width if crop.value <= 64 else limits.wide_width
-    batch = _batch_size(crop.value, width, memory)
+    labelled = {volume.patient for volume in volumes if volume.label_voxels}
+    folds = _folds(len(labelled))
+    training = sum(slices) * (folds.value - 1) // folds.value
+    batch = _batch_size(crop.value, width, memory, training)
     positives = positives_per_anchor(
         slices, threshold=threshold.value, batch_size=batch.value
     )
@@ -98,7 +101,6 @@ def choose(checked: Checked, *, size: str, memory: int) -> dict[str, Choice]:
         why=f"{threshold.why}; about {positives:.0f} of {2 * batch.value - 1} keys are"
         " then positives",
     )
-    labelled = {volume.patient for volume in volumes if volume.label_voxels}
     return {
         "slice_axis": axis,
         "spacing": spacing,
@@ -111,8 +113,8 @@ def choose(checked: Checked, *, size: str, memory: int) -> dict[str, Choice]:
         ),
         "batch_size": batch,
         "threshold": threshold,
-        "folds": _folds(len(labelled)),
-        **_budgets(sum(slices), batch.value, limits, size),
+        "folds": folds,
+        **_budgets(training, batch.value, limits, size),
         "tolerance_mm": Choice(
             value=1.0 if max(spacing_of(planes, spacing.value)) <= 1 else 2.0,
             why="of the surface Dice: what you would not correct by hand",
@@ -203,7 +205,7 @@ def _spacing(planes: Sequence[Plane], limits: Size) -> Choice:
         value = _two_digits(middle)
         return Choice(
             value=(value, value),
-            why=f"in mm, the median; the files have {min(sizes):.3g} to {max(sizes):.3g}",
+            why=f"in mm, the median of {min(sizes):.3g} to {max(sizes):.3g}",
         )
     return Choice(value=(0.0, 0.0), why="keeps the pixels of the files, which agree")
 
@@ -242,15 +244,18 @@ def _threshold(slices: Sequence[int]) -> Choice:
     )
 
 
-def _batch_size(crop: int, width: int, memory: int) -> Choice:
+def _batch_size(crop: int, width: int, memory: int, slices: int) -> Choice:
     size = 32
+    while size > slices and size > 1:
+        size //= 2
+    few = f" of the {slices} to train on" if size < 32 else ""
     while size > 4 and kept_bytes(crop, width, size) > memory / 2:
         size //= 2
     gib = kept_bytes(crop, width, size) / 2**30
     return Choice(
         value=size,
-        why=f"slices, in two views each; about {gib:.1f} GiB are kept for the gradient"
-        f" of {memory / 2**30:.0f} GiB",
+        why=f"slices{few}, in two views each; about {gib:.1f} GiB are kept for the"
+        f" gradient of {memory / 2**30:.0f} GiB",
     )
 
 

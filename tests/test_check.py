@@ -9,11 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from tiny_nifti import ROOT, InlinePool, clean_process, image, label, nifti_tree, write
+from volume_facts import dataset, facts
 
 from pclseg.cli import check as command
 from pclseg.data import fitness, workers
-from pclseg.data.datasets.base import Case, Dataset
-from pclseg.data.examine import PERCENTILES, PROFILE, Facts
+from pclseg.data.examine import PERCENTILES, PROFILE
 from pclseg.data.fitness import Plans, positives_per_anchor
 
 SHAPE = (20, 18, 5)
@@ -440,47 +440,6 @@ def test_many_lines_that_are_alike_are_counted(place, run, monkeypatch):
     empty = [x for x in lines if "nothing but the background" in x]
     assert len(empty) == 2
     assert any(x.startswith("4 more of warnings like the above") for x in lines)
-
-
-def facts(name="a", **changed):
-    given = dict(
-        name=name,
-        patient=name,
-        image=f"{name}.nii.gz",
-        label="",
-        shape=(64, 64, 20),
-        spacing=(1.0, 1.0, 3.0),
-        orientation="RAS",
-        oblique_degrees=0.0,
-        dtype="int16",
-        slice_axis=2,
-        slice_direction=(0.0, 0.0, 1.0),
-        slices=20,
-        slice_spacing=3.0,
-        plane=(64, 64),
-        plane_spacing=(1.0, 1.0),
-        percentiles=tuple(np.linspace(0, 100, len(PERCENTILES)).tolist()),
-        profile=tuple(np.linspace(0, 1, PROFILE).tolist()),
-        constant_slices=0,
-        label_voxels={},
-        label_profile={},
-        axis_profiles={},
-        digest=name,
-    )
-    return Facts(**(given | changed))
-
-
-def dataset(volumes, values=(0, 1)):
-    cases = [
-        Case(name=v.name, patient=v.patient, frame="", image_path="x", label_path=None)
-        for v in volumes
-    ]
-    return Dataset(
-        name="d",
-        cases=tuple(cases),
-        class_names=tuple(map(str, values)),
-        label_values=values,
-    )
 
 
 def told(volumes, plans=Plans(), values=(0, 1)):  # noqa: B008

@@ -6,6 +6,7 @@ python -m pclseg.cli.init /data/mine --images=scans --labels=masks --out=mine.py
 import argparse
 import ast
 import importlib.util
+import json
 import logging
 import shlex
 import sys
@@ -124,7 +125,7 @@ def config_text(
         slices_a_patient=round(slices / patients),
         training_patients=patients * (folds - 1) // folds,
     )
-    text = "\n".join(_folded(text.splitlines())) + "\n"
+    text = "\n".join(_folded(text.split("\n")))
     ast.parse(text)
     return text
 
@@ -132,8 +133,8 @@ def config_text(
 def _quoted(value: Any) -> str:
     """The value as Python, texts in double quotes."""
     if isinstance(value, str):
-        escaped = repr(value + "'")[1:-2] if "'" not in value else repr(value)[1:-1]
-        return '"' + escaped.replace('"', '\\"') + '"'
+        plain = json.dumps(value, ensure_ascii=False)
+        return plain if value.isprintable() else repr(value)
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_quoted, value))}{',' if len(value) == 1 else ''})"
     return repr(value)
