@@ -10,6 +10,7 @@ COMMANDS = {  # name: (module with a `main`, what it does)
     "check": ("pclseg.cli.check", "look at all files of a dataset before training"),
     "init": ("pclseg.cli.init", "write a first config for your own volumes"),
     "train": ("pclseg.main", "prepare, pre-train, fine-tune, evaluate"),
+    "watch": ("pclseg.cli.watch", "a live view of a run"),
     "predict": ("pclseg.cli.predict", "segment new images with a finished run"),
     "table": ("pclseg.cli.table", "compare finished runs in text"),
     "figures": ("pclseg.cli.figures", "draw finished runs"),
