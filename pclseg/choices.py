@@ -16,9 +16,9 @@ import numpy as np
 from pclseg.data.check import Checked
 from pclseg.data.examine import Facts
 from pclseg.data.fitness import positives_per_anchor
+from pclseg.evaluation.inference import MULTIPLE
 
 WAYS = ("left to right", "back to front", "bottom to top")  # of axes 0, 1, 2
-MULTIPLE = 16  # that sides of a crop must be, for four halvings
 _SHOWN = 0.6  # of the side of a slice, that a crop should show
 _SAME_PIXELS = 1.25  # largest pixel by smallest, up to which none are resampled
 # Kept for the gradient by a view, for a pixel and channel of the first level: 18.8 GiB

@@ -15,15 +15,18 @@ from pclseg.data.plan import Plan
 from pclseg.data.slices import slice_table
 from pclseg.data.tfds_store import Store, Volume
 from pclseg.data.volume import restore_label
-from pclseg.data.volume_file import write_label
+from pclseg.data.volume_file import write_volume
+from pclseg.errors import UserError
 from pclseg.evaluation.cases import case_rows
-from pclseg.evaluation.inference import predict_volume
+from pclseg.evaluation.inference import MULTIPLE, Predictor, predict_volume
 from pclseg.evaluation.overlap import counts, dice_from_counts
 from pclseg.methods.base import Method
 from pclseg.state import TrainState
 from pclseg.train.stop import StopFlag
 
 log = logging.getLogger(__name__)
+
+LEAST_TILE = 4 * MULTIPLE  # pixels; smaller ones see too little of the image
 
 
 def pooled_validation(
@@ -118,24 +121,74 @@ def _named_dice(
 
 
 def volume_predictor(
-    method: Method, state: TrainState, *, crop_size: tuple[int, int], batch_size: int
-) -> Callable[[np.ndarray], np.ndarray]:
+    method: Method,
+    state: TrainState,
+    *,
+    crop_size: tuple[int, int],
+    batch_size: int,
+    tile: int | None = None,
+) -> Predictor:
     """A function from a prepared image [Z, H, W] to class probabilities [Z, H, W, K].
 
-    Slices are predicted whole, padded as in training; one compilation a padded shape.
+    Slices are padded as in training; one compilation a padded shape. Where the device
+    is out of memory, fewer slices at a time are tried, then smaller tiles; this is
+    said, and kept for the volumes to come.
+
+    Args:
+        method: with `predict`.
+        state: trained.
+        crop_size: (H, W) of the training crop.
+        batch_size: slices, or tiles, a forward pass.
+        tile: side of tiles; None for whole slices.
+
+    Raises:
+        UserError: when called, where not even a small tile fits.
     """
     predict = jax.jit(_logits(method))
 
     def predict_slices(images: np.ndarray) -> np.ndarray:
         return np.asarray(predict(state, images))
 
-    return lambda image: predict_volume(
-        predict_slices, image, min_shape=crop_size, batch_size=batch_size
-    )
+    def predict_or_halve(image: np.ndarray) -> np.ndarray:
+        nonlocal batch_size, tile
+        while True:
+            try:
+                return predict_volume(
+                    predict_slices,
+                    image,
+                    min_shape=crop_size,
+                    batch_size=batch_size,
+                    tile=tile,
+                )
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                batch_size, tile = _halved(batch_size, tile, max(image.shape[1:]))
+                shown = f" in tiles of {tile} x {tile}" if tile else ""
+                log.warning(
+                    "the device is out of memory; going on with %d at a time%s",
+                    batch_size,
+                    shown,
+                )
+
+    return predict_or_halve
+
+
+def _halved(batch_size: int, tile: int | None, side: int) -> tuple[int, int | None]:
+    """What to try next where batches of `batch_size` tiles are too large."""
+    if batch_size > 1:
+        return batch_size // 2, tile
+    half = (tile or side) // 2 // MULTIPLE * MULTIPLE
+    if half < LEAST_TILE:
+        raise UserError(
+            f"the device is out of memory for a single tile of {tile or side} pixels;"
+            " free its memory, or predict on a CPU by JAX_PLATFORMS=cpu."
+        )
+    return 1, half
 
 
 def score_cases(
-    predict: Callable[[np.ndarray], np.ndarray],
+    predict: Predictor,
     store: Store,
     rows: Sequence[int],
     folder: Path | None,
@@ -185,7 +238,7 @@ def _write_native(
     folder.mkdir(parents=True, exist_ok=True)
     native = restore_label(probs, volume.info.geometry, label_values=label_values)
     path = folder / f"{volume.info.name}.nii.gz"
-    write_label(path, native, like=Path(volume.info.image_path))
+    write_volume(path, native, like=Path(volume.info.image_path))
 
 
 def _logits(method: Method) -> Callable[[TrainState, jax.Array], jax.Array]:

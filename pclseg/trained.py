@@ -2,7 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import numpy as np
 from pclseg import building, rundir, scoring
 from pclseg.config import settings
 from pclseg.data.datasets.base import Case, num_frames, safe_name, stem
+from pclseg.data.geometry import Geometry
 from pclseg.data.prepare import Options, prepare_case
-from pclseg.data.volume import restore_label
-from pclseg.data.volume_file import write_label
+from pclseg.data.volume import restore_label, restore_probabilities
+from pclseg.data.volume_file import write_volume
 from pclseg.errors import UserError
+from pclseg.evaluation.inference import MULTIPLE, Predictor, mean_of, with_flips
 from pclseg.files import read_json
 from pclseg.named import checked_call
+from pclseg.scoring import LEAST_TILE
 from pclseg.state import TrainState
 from pclseg.train.checkpoint import load_weights
 
@@ -27,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segmenter:
-    """A trained network with all that surrounds it.
+    """A trained network, or several whose mean counts, with all that surrounds it.
 
     Attributes:
         predict: prepared image [Z, H, W] -> probabilities [Z, H, W, K].
@@ -37,35 +41,72 @@ class Segmenter:
         channel: the one to read of a 4-D image; -1 for every frame.
     """
 
-    predict: Callable[[np.ndarray], np.ndarray]
+    predict: Predictor
     options: Options
     class_names: tuple[str, ...]
     label_values: tuple[int, ...]
     channel: int
 
-    def segment(self, case: Case) -> np.ndarray:
-        """Label values [X, Y, Z] on the grid of the case's image.
+    def probabilities(self, case: Case) -> tuple[np.ndarray, Geometry]:
+        """Class probabilities [Z, H, W, K] as prepared, and where they lie.
 
         Raises:
             UserError: the image cannot be used; the message names the file.
         """
         volume = prepare_case(case, self.options, self.label_values)
-        probs = self.predict(volume.image)
-        return restore_label(
-            probs, volume.info.geometry, label_values=self.label_values
-        )
+        return self.predict(volume.image), volume.info.geometry
+
+    def segment(self, case: Case) -> np.ndarray:
+        """Label values [X, Y, Z] on the grid of the case's image.
+
+        Raises:
+            UserError: as of `probabilities`.
+        """
+        probs, geometry = self.probabilities(case)
+        return restore_label(probs, geometry, label_values=self.label_values)
 
 
-def load_segmenter(run: Path, *, batch_size: int) -> Segmenter:
-    """Loads the last segmentation stage of a finished run.
+def load_segmenter(
+    runs: Sequence[Path],
+    *,
+    batch_size: int,
+    tile: int | None = None,
+    flips: bool = False,
+) -> Segmenter:
+    """Loads the last segmentation stage of finished runs, as one.
 
     Args:
-        run: the run directory.
-        batch_size: slices a forward pass.
+        runs: run directories; of several, such as folds and seeds, the mean of the
+            probabilities counts.
+        batch_size: slices, or tiles, a forward pass.
+        tile: side of tiles, a multiple of 16; None for whole slices.
+        flips: whether to take the mean over in-plane mirror images.
 
     Raises:
-        UserError: `run` is no run directory, or that stage is not finished.
+        UserError: one is no run directory, that stage is not finished, or they differ
+            in classes or in how images are prepared.
     """
+    if tile is not None and (tile < LEAST_TILE or tile % MULTIPLE):
+        raise UserError(
+            f"--tile is {tile}; expected a multiple of {MULTIPLE} of {LEAST_TILE} or"
+            " more."
+        )
+    found = [_load(run, batch_size=batch_size, tile=tile) for run in runs]
+    for run, other in zip(runs, found, strict=True):
+        for name in ("class_names", "label_values", "channel", "options"):
+            mine, theirs = getattr(found[0], name), getattr(other, name)
+            if mine != theirs:
+                raise UserError(
+                    f"{run} and {runs[0]} cannot predict together: {name} is {theirs}"
+                    f" there, {mine} here; take runs of one dataset and preparation."
+                )
+    predict = mean_of([each.predict for each in found])
+    return dataclasses.replace(
+        found[0], predict=with_flips(predict) if flips else predict
+    )
+
+
+def _load(run: Path, *, batch_size: int, tile: int | None) -> Segmenter:
     config = rundir.read_config(run)
     dataset = read_json(run / "dataset.json")
     methods = {name: building.build_method(config[name]) for name in config.stages}
@@ -89,6 +130,7 @@ def load_segmenter(run: Path, *, batch_size: int) -> Segmenter:
             state,
             crop_size=tuple(config[name].data.crop_size),
             batch_size=batch_size,
+            tile=tile,
         ),
         options=options_of(run, config.data.prepare, slice_axis=dataset["slice_axis"]),
         class_names=tuple(dataset["class_names"]),
@@ -170,7 +212,13 @@ def _case(name: str, path: Path, time_index: int | None) -> Case:
 
 
 def predict_files(
-    segmenter: Segmenter, paths: Sequence[Path], out: Path, *, overwrite: bool = False
+    segmenter: Segmenter,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    skip: bool = False,
+    probabilities: bool = False,
 ) -> list[Path]:
     """Writes `<name>.nii.gz` for every volume, each whole or not at all.
 
@@ -179,6 +227,8 @@ def predict_files(
         paths: NIfTI images, 3-D or 4-D.
         out: folder for the label files, on the grid of their image.
         overwrite: replace files that are there, which may be labels drawn by hand.
+        skip: leave out volumes whose label file is there, as after a stop.
+        probabilities: write `<name>_probabilities.nii.gz`, [X, Y, Z, K] float32, first.
 
     Returns:
         The label files.
@@ -189,12 +239,27 @@ def predict_files(
     """
     cases = cases_of(paths, channel=segmenter.channel)
     targets = [out / f"{case.name}.nii.gz" for case in cases]
-    _check_spared(targets, paths, overwrite=overwrite)
+    _check_spared(targets, paths, overwrite=overwrite or skip)
     for number, (case, target) in enumerate(zip(cases, targets, strict=True), start=1):
-        label = segmenter.segment(case)
-        write_label(target, label, like=case.image_path)
-        voxels = _voxels(label, segmenter)
-        log.info("predict %d/%d %s: %s", number, len(cases), target, voxels)
+        if skip and target.exists():
+            log.info("predict %d/%d %s: is there", number, len(cases), target)
+            continue
+        start = time.monotonic()
+        probs, geometry = segmenter.probabilities(case)
+        if probabilities:
+            whole = restore_probabilities(probs, geometry)
+            beside = out / f"{case.name}_probabilities.nii.gz"
+            write_volume(beside, whole, like=case.image_path)
+        label = restore_label(probs, geometry, label_values=segmenter.label_values)
+        write_volume(target, label, like=case.image_path)
+        log.info(
+            "predict %d/%d %s: %s; %.1f s",
+            number,
+            len(cases),
+            target,
+            _voxels(label, segmenter),
+            time.monotonic() - start,
+        )
     return targets
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pclseg.evaluation.inference import predict_volume
+from pclseg.evaluation import inference
+from pclseg.evaluation.inference import mean_of, predict_volume, with_flips
 
 
 class _Recorder:
@@ -97,3 +98,76 @@ def test_wrong_ranks_are_refused():
             min_shape=(16, 16),
             batch_size=2,
         )
+
+
+@pytest.mark.parametrize("tile", [16, 32, 48])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_tiles_that_agree_give_the_whole_slices(tile, batch_size):
+    image = _image(3, 41, 70)
+    given = dict(min_shape=(16, 16), batch_size=batch_size)
+    whole = predict_volume(_Recorder(), image, **given)
+    predict = _Recorder()
+    tiled = predict_volume(predict, image, **given, tile=tile)
+    np.testing.assert_allclose(tiled, whole, atol=1e-6)
+    shape = (batch_size, min(tile, 48), min(tile, 80), 1)
+    assert {batch.shape for batch in predict.batches} == {shape}
+
+
+def test_a_tile_of_the_whole_slice_is_the_plain_prediction():
+    image = _image(3, 41, 70)
+    given = dict(min_shape=(16, 16), batch_size=2)
+    whole = predict_volume(_Recorder(), image, **given)
+    tiled = predict_volume(_Recorder(), image, **given, tile=80)
+    np.testing.assert_array_equal(tiled, whole)
+
+
+def test_where_tiles_differ_the_middle_of_a_tile_counts_most():
+    def by_place(batch):  # class 1 is likely in the tile that begins with the mark
+        marked = batch[:, :1, :1] > 0
+        logits = np.where(marked, 4.0, -4.0) * np.ones_like(batch)
+        return np.concatenate([-logits, logits], axis=-1)
+
+    image = np.zeros((1, 16, 32), np.float32)
+    image[0, 0, 0] = 1.0
+    probs = predict_volume(by_place, image, min_shape=(16, 16), batch_size=1, tile=16)[
+        0, 8, :, 1
+    ]
+    assert probs[0] > 0.99 and probs[31] < 0.01
+    assert (np.diff(probs) <= 1e-6).all()  # ever less of the first tile
+
+
+@pytest.mark.parametrize("length", [16, 17, 40, 64, 100])
+def test_tiles_cover_all_and_overlap_by_half(length):
+    starts = inference._starts(length, 16)
+    assert starts[0] == 0 and starts[-1] == length - 16
+    assert all(0 < b - a <= 8 for a, b in zip(starts, starts[1:], strict=False))
+
+
+def test_a_tile_is_a_multiple():
+    with pytest.raises(ValueError, match="tile is 24; expected a multiple of 16"):
+        predict_volume(
+            _Recorder(), _image(1, 8, 8), min_shape=(8, 8), batch_size=1, tile=24
+        )
+
+
+def test_flips_give_the_mean_over_mirror_images():
+    def left_of_middle(image):  # knows where it is: the left half is class 1
+        probs = np.zeros((*image.shape, 2), np.float32)
+        probs[:, :, : image.shape[2] // 2, 1] = 1.0
+        probs[..., 0] = 1.0 - probs[..., 1]
+        return probs
+
+    probs = with_flips(left_of_middle)(_image(2, 6, 8))
+    np.testing.assert_allclose(probs, 0.5)
+
+
+def test_several_networks_are_their_mean():
+    image = _image(2, 3, 4)
+
+    def constant(value):
+        return lambda image: np.full((*image.shape, 2), value, np.float32)
+
+    mean = mean_of([constant(0.0), constant(0.3), constant(0.9)])(image)
+    np.testing.assert_allclose(mean, 0.4, rtol=1e-6)
+    first = constant(0.25)
+    assert mean_of([first]) is first

@@ -19,7 +19,7 @@ from pclseg import diagnostics
 from pclseg.cli import figures as figures_command
 from pclseg.cli import report, table
 from pclseg.data import volume
-from pclseg.data.volume_file import write_label
+from pclseg.data.volume_file import write_volume
 from pclseg.errors import UserError
 from pclseg.evaluation import cases
 from pclseg.files import write_json
@@ -477,7 +477,7 @@ def test_cases_are_shown_with_the_prediction_in_the_run(tmp_path):
     native = volume.restore_label(
         volumes[1].label, info.geometry, label_values=(0, 2, 5)
     )
-    write_label(workdir / "predictions" / "case_1.nii.gz", native, like=image)
+    write_volume(workdir / "predictions" / "case_1.nii.gz", native, like=image)
     shown, class_names = artifacts.cases_to_show(workdir)
     assert [case.role for case in shown] == ["worst", "median", "best"]
     assert class_names == ("class 0", "class 2", "class 5")

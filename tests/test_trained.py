@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import logging
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from tiny_nifti import ROOT, clean_process, image, options_of, write
 
-from pclseg import trained
+from pclseg import scoring, trained
 from pclseg.cli import predict
 from pclseg.config import load_config
 from pclseg.data.prepare import Options
@@ -135,6 +137,8 @@ def test_a_folder_that_is_a_file_is_told(tmp_path):
         (["--images", "a.nii.gz"], "is no run directory"),
         (["--images", "scan[1].nii.gz"], "is no run directory"),
         (["--images", "a.nii.gz", "--out=notes.txt"], "notes.txt is a file; name a"),
+        (["--images", "a.nii.gz", "--tile=40"], "--tile is 40; expected a multiple of"),
+        (["--images", "a.nii.gz", "--tile=16"], "--tile is 16; expected a multiple of"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_1(
@@ -148,3 +152,73 @@ def test_a_mistake_is_one_line_and_exit_1(
         assert predict.main(["--run=run", "--out=out", *args]) == 1
     error = capsys.readouterr().err
     assert expected in error and error.count("\n") == 1
+
+
+def test_volumes_that_are_there_are_skipped_where_asked(tmp_path, caplog):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.nii.gz", image((7, 6, 5)))
+    paths = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    out = tmp_path / "out"
+    predict_files(SEGMENTER, paths[:1], out)
+    before = (out / "a.nii.gz").stat().st_mtime_ns
+    targets = predict_files(SEGMENTER, paths, out, skip=True)
+    assert (out / "a.nii.gz").stat().st_mtime_ns == before
+    assert all(target.is_file() for target in targets)
+
+
+def test_probabilities_lie_on_the_image_too(tmp_path):
+    voxels = image((7, 6, 5))
+    affine = np.diag([-1.5, 2.0, 4.0, 1.0])
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "a.nii.gz")
+    predict_files(
+        SEGMENTER, [tmp_path / "a.nii.gz"], tmp_path / "out", probabilities=True
+    )
+    found = nib.load(tmp_path / "out" / "a_probabilities.nii.gz")
+    probs = np.asanyarray(found.dataobj)
+    assert probs.shape == (7, 6, 5, 2) and found.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(found.affine, affine)
+    np.testing.assert_array_equal(probs[..., 1], voxels > voxels.mean())
+    np.testing.assert_allclose(probs.sum(axis=-1), 1)
+
+
+def test_several_runs_predict_as_their_mean(tmp_path, monkeypatch):
+    def constant(value):
+        return lambda volume: np.full((*volume.shape, 2), value, np.float32)
+
+    runs = {
+        "one": dataclasses.replace(SEGMENTER, predict=constant(0.2)),
+        "two": dataclasses.replace(SEGMENTER, predict=constant(0.6)),
+        "other": dataclasses.replace(SEGMENTER, label_values=(0, 1)),
+    }
+    monkeypatch.setattr(trained, "_load", lambda run, **_: runs[run.name])
+
+    def load(*names):
+        return trained.load_segmenter([tmp_path / n for n in names], batch_size=2)
+
+    volume = np.zeros((2, 3, 4), np.float32)
+    np.testing.assert_allclose(load("one", "two").predict(volume), 0.4, rtol=1e-6)
+    with pytest.raises(UserError, match=r"other and .*one cannot predict together"):
+        load("one", "other")
+
+
+def test_out_of_memory_halves_batches_then_tiles_and_says_so(monkeypatch, caplog):
+    sizes = []
+
+    def predict_volume(predict, image, *, min_shape, batch_size, tile):
+        sizes.append((batch_size, tile))
+        if batch_size * (tile or 200) ** 2 > 100**2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return image[..., None]
+
+    monkeypatch.setattr(scoring, "predict_volume", predict_volume)
+    monkeypatch.setattr(scoring, "_logits", lambda method: lambda state, x: x)
+    predict = scoring.volume_predictor(None, None, crop_size=(64, 64), batch_size=4)
+    volume = np.zeros((2, 200, 180), np.float32)
+    monkeypatch.setattr(logging.getLogger("pclseg"), "propagate", True)
+    predict(volume)
+    assert sizes == [(4, None), (2, None), (1, None), (1, 96)]
+    assert "going on with 1 at a time in tiles of 96 x 96" in caplog.text
+    predict(volume)
+    assert sizes[4:] == [(1, 96)]  # kept for the next volume
+    with pytest.raises(UserError, match=r"out of memory for a single tile of 96"):
+        scoring._halved(1, 96, 200)

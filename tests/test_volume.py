@@ -426,7 +426,7 @@ def test_a_written_label_has_the_geometry_of_its_image(tmp_path, qform, sform, c
     image.set_sform(affine, sform)
     nib.save(image, tmp_path / "image.nii.gz")
     label = np.random.default_rng(7).choice([0, 2, 500], array.shape).astype(np.int16)
-    volume_file.write_label(
+    volume_file.write_volume(
         tmp_path / "p.nii.gz", label, like=tmp_path / "image.nii.gz"
     )
     before = nib.load(tmp_path / "image.nii.gz")
@@ -443,7 +443,7 @@ def test_a_written_label_has_the_geometry_of_its_image(tmp_path, qform, sform, c
 def test_a_label_written_for_a_frame_is_3d(tmp_path):
     save(tmp_path / "cine.nii.gz", np.zeros((4, 5, 3, 7), np.int16))
     label = np.ones((4, 5, 3), np.uint8)
-    volume_file.write_label(tmp_path / "p.nii", label, like=tmp_path / "cine.nii.gz")
+    volume_file.write_volume(tmp_path / "p.nii", label, like=tmp_path / "cine.nii.gz")
     assert nib.load(tmp_path / "p.nii").shape == (4, 5, 3)
 
 

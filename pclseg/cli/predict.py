@@ -24,7 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Writes a label file for every image, on the image's own grid and"
         " with the label values that the run was trained on.",
     )
-    parser.add_argument("--run", type=Path, required=True, help="a run's --workdir")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="a run's --workdir; of several, such as all folds, the mean",
+    )
     parser.add_argument(
         "--images", nargs="+", required=True, help="NIfTI files, folders or globs"
     )
@@ -33,6 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--batch_size", type=int, default=10, help="slices a forward pass (10)"
+    )
+    parser.add_argument(
+        "--tile", type=int, help="predict slices in tiles of so many pixels (whole)"
+    )
+    parser.add_argument(
+        "--flips",
+        action="store_true",
+        help="mean over mirror images, four times as long",
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="write those of every class too"
+    )
+    parser.add_argument(
+        "--skip", action="store_true", help="leave out volumes that are in --out"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files that are in --out"
@@ -46,9 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out.exists() and not args.out.is_dir():
             raise UserError(f"--out {args.out} is a file; name a folder.")
         paths = [path for pattern in args.images for path in _found(pattern)]
+        segmenter = load_segmenter(
+            args.run, batch_size=args.batch_size, tile=args.tile, flips=args.flips
+        )
         keep_compiled()
-        segmenter = load_segmenter(args.run, batch_size=args.batch_size)
-        predict_files(segmenter, paths, args.out, overwrite=args.overwrite)
+        predict_files(
+            segmenter,
+            paths,
+            args.out,
+            overwrite=args.overwrite,
+            skip=args.skip,
+            probabilities=args.probabilities,
+        )
 
     return exit_status(predict)
 

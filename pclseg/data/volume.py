@@ -230,6 +230,26 @@ def restore_label(
     return np.ascontiguousarray(unorient(out, geometry))
 
 
+def restore_probabilities(probs: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Probabilities of a prediction, brought back to the file's grid.
+
+    Args:
+        probs: [Z, H, W, K] float.
+        geometry: of the prepared volume.
+
+    Returns:
+        float32 [X, Y, Z, K]; resampled linearly where preparation resampled.
+    """
+    plane_shape = geometry.native_shape[1:]
+    classes = []
+    for number in range(probs.shape[-1]):
+        out = np.empty(geometry.native_shape, np.float32)
+        for before, after in zip(probs[..., number], out, strict=True):
+            after[...] = resize_slice(before, plane_shape, 1)
+        classes.append(unorient(out, geometry))
+    return np.stack(classes, axis=-1)
+
+
 def label_dtype(label_values: Sequence[int]) -> np.dtype:
     """The smallest integer dtype, of those that viewers read, that holds the values."""
     for dtype in (np.uint8, np.int16, np.int32):

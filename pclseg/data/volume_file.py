@@ -1,4 +1,4 @@
-"""Volumes in NIfTI files: read and checked, and labels written beside their image."""
+"""Volumes in NIfTI files: read and checked, and written on the grid of an image."""
 
 import contextlib
 import dataclasses
@@ -219,28 +219,28 @@ def check_grids(
         )
 
 
-def write_label(path: Path, label: np.ndarray, *, like: Path) -> None:
-    """Writes a label volume with the geometry of the image that it belongs to.
+def write_volume(path: Path, array: np.ndarray, *, like: Path) -> None:
+    """Writes a label, or probabilities, with the geometry of the image they belong to.
 
     Affine, qform, sform and their codes are those of `like`. The file appears whole or
     not at all.
 
     Args:
         path: ends in .nii.gz or .nii.
-        label: [X, Y, Z] of an integer dtype, on the grid of `like`.
-        like: the input image; of a 4-D one, label is a frame.
+        array: [X, Y, Z] or [X, Y, Z, K] on the grid of `like`.
+        like: the input image; of a 4-D one, the array is of a frame.
 
     Raises:
         UserError: a full or broken disk.
     """
     source = open_nifti(like)
-    if label.shape != source.shape[:3]:
+    if array.shape[:3] != source.shape[:3]:
         raise ValueError(
-            f"label has shape {label.shape}, {like} has {source.shape[:3]}."
+            f"the array has shape {array.shape}, {like} has {source.shape[:3]}."
         )
     header = source.header.copy()
-    header.set_data_dtype(label.dtype)
+    header.set_data_dtype(array.dtype)
     header["cal_min"] = header["cal_max"] = 0  # a display range of the image
-    image = type(source)(label, source.affine, header)
+    image = type(source)(array, source.affine, header)
     with replacing(path) as temporary:
         nib.save(image, temporary)
