@@ -68,7 +68,16 @@ def steps(out: Path) -> list[tuple[str, list[str]]]:
     predict.append("--overwrite")  # the demo may be run again
     return [
         (
-            "Check and prepare: write the phantom as NIfTI files and normalise them",
+            "Check: write the phantom as NIfTI files and look at all of them",
+            [
+                "pclseg.cli.check",
+                "--config=configs/pcl_phantom.py",
+                places[0],
+                f"--out={out}/check",
+            ],
+        ),
+        (
+            "Prepare: normalise the volumes, once for all runs",
             [*train["pcl"], "--stages=prepare"],
         ),
         (
@@ -101,18 +110,17 @@ def closing_words(out: Path, seconds: float) -> str:
     return f"""
 Done in {seconds / 60:.1f} minutes.
   report       {out}/report.html: all of it on one page
+  check        {out}/check/check.html: what the volumes are like
   figures      {out}/figures/*.png
   predictions  {out}/predictions/*.nii.gz, aligned with {out}/phantom/images
   per case     {out}/pcl/cases.csv, {out}/scratch/cases.csv
   settings     {out}/pcl/config.json
 
 Use your own data:
-  python -m pclseg.main --config=configs/pcl_nifti.py:images=scans,labels=masks \\
-      --config.data.raw_dir=DIR --dry_run
-  python -m pclseg.main --config=configs/pcl_nifti.py:images=scans,labels=masks \\
-      --config.data.raw_dir=DIR --workdir=runs/mine
-  python -m pclseg.cli.predict --run=runs/mine --images 'DIR/new/*.nii.gz' \\
-      --out=predicted"""
+  pclseg check DIR --images=scans --labels=masks
+  pclseg init DIR --images=scans --labels=masks --out=mine.py
+  pclseg train --config=mine.py --workdir=runs/mine
+  pclseg predict --run=runs/mine --images 'DIR/new/*.nii.gz' --out=predicted"""
 
 
 if __name__ == "__main__":
