@@ -8,14 +8,16 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pclseg.data.check import Checked
-from pclseg.data.examine import Facts
+from pclseg.data.examine import PERCENTILES, Facts
 from pclseg.data.fitness import positives_per_anchor
+from pclseg.data.geometry import one_is_thick
 from pclseg.evaluation.inference import MULTIPLE
 
 WAYS = ("left to right", "back to front", "bottom to top")  # of axes 0, 1, 2
@@ -89,9 +91,9 @@ def choose(checked: Checked, *, size: str, memory: int) -> dict[str, Choice]:
     slices = [count(volume, axis.value) for volume in volumes]
     threshold = _threshold(slices)
     width = limits.width if crop.value <= 64 else limits.wide_width
-    labelled = {volume.patient for volume in volumes if volume.label_voxels}
+    labelled = {volume.patient for volume in with_classes(checked)}
     folds = _folds(len(labelled))
-    training = sum(slices) * (folds.value - 1) // folds.value
+    training = _training_slices(volumes, slices, labelled, folds.value)
     batch = _batch_size(crop.value, width, memory, training)
     positives = positives_per_anchor(
         slices, threshold=threshold.value, batch_size=batch.value
@@ -122,11 +124,38 @@ def choose(checked: Checked, *, size: str, memory: int) -> dict[str, Choice]:
     }
 
 
+def with_classes(checked: Checked) -> list[Facts]:
+    """The volumes whose label has more than the background."""
+    values = set(checked.dataset.label_values[1:])
+    return [volume for volume in checked.volumes if values & set(volume.label_voxels)]
+
+
+def training_patients(labelled: int, folds: int) -> int:
+    """Labelled patients of the smallest training part."""
+    return labelled - -(-labelled // folds)
+
+
+def _training_slices(
+    volumes: Sequence[Facts],
+    slices: Sequence[int],
+    labelled: Collection[str],
+    folds: int,
+) -> int:
+    """Slices that pre-training surely has: with the largest patients held out."""
+    of_patient: Counter[str] = Counter()
+    for volume, number in zip(volumes, slices, strict=True):
+        of_patient[volume.patient] += number
+    held = sorted((of_patient[patient] for patient in labelled), reverse=True)
+    out = len(labelled) - training_patients(len(labelled), folds)
+    return max(1, sum(slices) - sum(held[:out]))
+
+
 def slice_axis(checked: Checked) -> Choice:
     """The canonical axis to slice along."""
     volumes, values = checked.volumes, checked.dataset.label_values[1:]
-    if not all(volume.axis_profiles for volume in volumes if volume.label_voxels):
-        axis = statistics.mode(volume.slice_axis for volume in volumes)
+    thick = [volume for volume in volumes if is_thick(volume)]
+    if thick:
+        axis = statistics.mode(volume.slice_axis for volume in thick)
         return Choice(value=axis, why=f"{WAYS[axis]}: the thickest slices")
     shared = {axis: _overlap(volumes, values, axis) for axis in range(3)}
     known = {axis: share for axis, share in shared.items() if share is not None}
@@ -145,6 +174,11 @@ def slice_axis(checked: Checked) -> Choice:
     )
 
 
+def is_thick(volume: Facts) -> bool:
+    """Whether its spacing says which axis it is cut along."""
+    return one_is_thick((volume.slice_spacing, *volume.plane_spacing))
+
+
 def _overlap(
     volumes: Sequence[Facts], values: Sequence[int], axis: int
 ) -> float | None:
@@ -153,6 +187,7 @@ def _overlap(
     for volume in volumes:
         profiles = volume.axis_profiles.get(axis, {})
         areas = [np.array(profiles[value]) for value in values if value in profiles]
+        areas = [area for area in areas if area.any()]
         for first, second in itertools.combinations([a / a.sum() for a in areas], 2):
             shares.append(np.minimum(first, second).sum())
     return float(np.mean(shares)) if shares else None
@@ -265,11 +300,19 @@ def kept_bytes(crop: int, width: int, batch_size: int) -> int:
 
 
 def _clipping(volumes: Sequence[Facts]) -> Choice:
+    ends = [PERCENTILES.index(percent) for percent in (1.0, 99.0)]
+    flat = sum(v.percentiles[ends[0]] == v.percentiles[ends[1]] for v in volumes)
     specks = sum(
         v.percentiles[-1] - v.percentiles[-2]
         > _SPECK * (v.percentiles[-2] - v.percentiles[1])
         for v in volumes
     )
+    if flat:
+        return Choice(
+            value=(0.0, 100.0),
+            why=f"clips nothing: {flat} of {len(volumes)} volumes are of one grey value"
+            " but for a hundredth of the voxels",
+        )
     if specks:
         return Choice(
             value=(1.0, 99.0),

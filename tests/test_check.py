@@ -12,7 +12,7 @@ from tiny_nifti import ROOT, InlinePool, clean_process, image, label, nifti_tree
 from volume_facts import dataset, facts
 
 from pclseg.cli import check as command
-from pclseg.data import fitness, workers
+from pclseg.data import examine, fitness, workers
 from pclseg.data.examine import PERCENTILES, PROFILE
 from pclseg.data.fitness import Plans, positives_per_anchor
 
@@ -342,17 +342,46 @@ FAULTS = {
         "note",
         ["5 RAS, 1 LAS", "turned back"],
     ),
+    "a header of no known unit": (
+        lambda d: patched(d / "images" / A, {123: b"\x07"}),  # xyzt_units
+        0,
+        "",
+        [],
+    ),
+    "a quaternion that is none": (
+        lambda d: bad_quaternion(d / "images" / A),
+        0,
+        "warning",
+        ["qform and sform of the header are inf mm apart"],
+    ),
+    "voxels of almost no size": (
+        lambda d: both(d, A, spaced(1.5, 1.5, 4e-7)),
+        1,
+        "error",
+        ["voxels are 0 mm large", "in mm"],
+    ),
+    "a label value that none has": (
+        lambda d: voxels(d / "labels" / A, with_value(1e30)),
+        1,
+        "error",
+        ["it holds a value of 1e+30", "at most"],
+    ),
     "few slices": (
         lambda d: both(d, A, lambda p: voxels(p, lambda a: a[:, :, :4])),
         0,
         "warning",
-        ["1 volumes have fewer than 5 slices", "coarse"],
+        ["fewer than 5 slices: 1 of 6 volumes", "coarse"],
     ),
 }
 
 
 def sagittal():
     return np.array([[0, 0, 8.0, 0], [1.5, 0, 0, 0], [0, 1.5, 0, 0], [0, 0, 0, 1]])
+
+
+def bad_quaternion(path):
+    two_forms(path)
+    patched(path, {256: np.array([2, 2, 2], "<f4").tobytes()})  # quatern_b, c, d
 
 
 def patched(path, bytes_at):
@@ -369,7 +398,9 @@ def test_every_fault_has_its_line(place, run, fault):
     have, lines = run()
     told = findings(lines)
     matching = [x for x in told if all(part in x for part in texts)]
-    assert matching and matching[0].startswith(f"{level}: "), told
+    assert (
+        not level and not told or matching and matching[0].startswith(f"{level}: ")
+    ), told
     assert have == status, told
     assert (place / "out" / "check.html").is_file()
 
@@ -383,6 +414,48 @@ def test_all_faults_of_a_volume_are_told_at_once(place, run):
     assert status == 1
     assert len([x for x in findings(lines) if x.startswith("error: ")]) == 3
     assert any(x.startswith("3 errors and 0 warnings") for x in lines)
+
+
+def test_an_odd_file_does_not_take_the_others_along(place, run, monkeypatch):
+    facts_of = examine._facts
+
+    def odd(case, image, geometry):
+        if case.name == "case03":
+            raise KeyError("never seen")
+        return facts_of(case, image, geometry)
+
+    monkeypatch.setattr(examine, "_facts", odd)
+    status, lines = run()
+    (error,) = findings(lines)
+    assert status == 1 and "case03" in error and "KeyError" in error
+    found = json.loads((place / "out" / "fingerprint.json").read_text())
+    assert len(found["volumes"]) == 5
+
+
+def test_planes_of_one_row_are_drawn(place, run):
+    damage_all(place / "data" / "images", lambda p: voxels(p, lambda a: a[:1]))
+    damage_all(place / "data" / "labels", lambda p: voxels(p, lambda a: a[:1]))
+    status, lines = run()
+    assert status == 0, lines
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("data.split.folds=50", "fold"),
+        ("data.split.fold=9", "fold"),
+        ("data.split.file=gone.json", "gone.json"),
+        ("stages=('foo',)", "config.foo"),
+        ("data.prepare.spacing=(-1.0,1.0)", "spacing"),
+        ("pretrain.data.batch_size=0", "batch_size"),
+    ],
+)
+def test_what_training_would_refuse_is_an_error(place, run, override, text):
+    config = f"--config={CONFIG}:size=cpu,crop=16,classes=3"
+    raw_dir = f"--config.data.raw_dir={place / 'data'}"
+    status, lines = run(config, raw_dir, f"--config.{override}")
+    (error,) = [x for x in lines if x.startswith("error: ")]
+    assert status == 1 and text in error
 
 
 def test_noise_in_headers_is_no_finding(place, run):
@@ -429,7 +502,8 @@ def test_a_config_says_what_it_needs(place, run):
     assert status == 1 and "for 2 classes, the labels have 3 values (0, 1, 2)" in error
     assert "classes=3" in error
     config = config.replace("classes=2", "classes=3")
-    status, lines = run(config, f"--config.data.raw_dir={place / 'data'}")
+    few = "--config.pretrain.data.batch_size=4"
+    status, lines = run(config, f"--config.data.raw_dir={place / 'data'}", few)
     assert status == 0, lines
 
 
@@ -491,8 +565,8 @@ def test_crops_that_show_little_or_are_empty_are_told():
 def test_specks_are_told_where_nothing_clips_them():
     speck = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 900.0)
     volumes = [facts("a", percentiles=speck)]
-    assert has(told(volumes, Plans(clips=False)), "specks", "clip_percentiles")
-    assert not has(told(volumes, Plans(clips=True)), "specks")
+    assert has(told(volumes, Plans(clips=(0.0, 100.0))), "specks", "clip_percentiles")
+    assert not has(told(volumes, Plans(clips=(1.0, 99.0))), "specks")
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.35])

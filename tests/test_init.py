@@ -20,7 +20,7 @@ from volume_facts import dataset, facts
 from pclseg import choices
 from pclseg.cli import init
 from pclseg.config import load_config
-from pclseg.data import workers
+from pclseg.data import examine, workers
 from pclseg.data.check import Checked
 from pclseg.data.examine import PROFILE
 
@@ -86,7 +86,10 @@ def test_an_existing_file_is_kept_unless_asked(place, capsys):
 def test_nothing_is_written_for_data_that_would_not_train(place, capsys):
     write(place / "data" / "images" / "case00.nii.gz", image((20, 18, 4)))
     status, text = call(place, capsys)
-    assert status == 1 and "nothing was written: mend the 1 errors above" in text
+    assert (
+        status == 1
+        and "nothing was written: mend what is marked as error above (1)" in text
+    )
     assert not (place / "mine.py").exists()
 
 
@@ -96,7 +99,7 @@ def test_volumes_without_any_label_are_refused(place, capsys):
     args = [str(place / "data"), "--images=images", f"--out={place / 'mine.py'}"]
     with clean_process():
         assert init.main(args) == 1
-        assert "no volume has a label" in capsys.readouterr().err
+        assert "0 patients have a label" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", ["mine", "data", "mine.yaml"])
@@ -186,7 +189,7 @@ def test_thresholds_lie_between_those_of_the_authors(slices, threshold):
 def test_batches_shrink_with_the_memory_and_not_below_four():
     whole = choices.kept_bytes(64, 16, 32)
     for memory, size in ((2 * whole, 32), (whole, 16), (whole / 3, 4), (1, 4)):
-        many = [labelled("a", slices=99)]
+        many = [labelled("a", slices=99), labelled("b", slices=99)]
         assert chosen(many, memory=memory)["batch_size"].value == size
 
 
@@ -194,6 +197,8 @@ def test_batches_hold_no_more_slices_than_there_are_to_train_on():
     volumes = [labelled(f"v{i}", slices=5) for i in range(6)]
     found = chosen(volumes)["batch_size"]  # 30 slices, 20 of them in training
     assert found.value == 16 and "of the 20 to train on" in found.why
+    uneven = [labelled("a", slices=30), labelled("b", slices=5)]
+    assert chosen(uneven)["batch_size"].value == 4  # with the larger one held out
 
 
 def test_the_memory_of_the_authors_step_is_that_of_the_dry_run():
@@ -206,9 +211,12 @@ def test_folds_leave_two_patients_to_each(patients, folds):
 
 
 def test_few_slices_are_not_gone_through_for_ever():
-    few = chosen([labelled("a", slices=64)], size="gpu")["pretrain_steps"]
+    few = chosen([labelled("a", slices=32), labelled("b", slices=32)], size="gpu")[
+        "pretrain_steps"
+    ]
     assert few.value == 300 and few.why.startswith("300 times through 32 slices")
-    many = chosen([labelled("a", slices=6_400_000)], size="gpu")["pretrain_steps"]
+    volumes = [labelled(name, slices=3_200_000) for name in "ab"]
+    many = chosen(volumes, size="gpu")["pretrain_steps"]
     assert many.value == 30_000 and many.why.startswith("1 times through 3,200,000")
 
 
@@ -223,3 +231,39 @@ def test_hippocampus_is_sliced_from_back_to_front(shared_data, tmp_path, capsys)
     assert config.data.prepare.slice_axis == 1
     assert config.pretrain.data.crop_size == (48, 48)
     assert config.finetune.model.width == 16
+
+
+def test_labels_of_one_patient_are_refused(place, capsys):
+    status, text = call(place, capsys, r"--patient=case(\d)")
+    assert status == 1 and "1 patients have a label" in text
+    assert not (place / "mine.py").exists()
+
+
+@pytest.mark.parametrize("name", ["uni\\Ncode", 'three"""quotes', "a b's", "ümläut"])
+def test_odd_names_of_folders_are_written_so_that_python_reads_them(
+    place, capsys, name
+):
+    (place / "data").rename(place / name)
+    args = [str(place / name), "--images=images", "--labels=labels"]
+    with clean_process():
+        assert init.main([*args, f"--out={place / 'mine.py'}"]) == 0, name
+        capsys.readouterr()
+    assert load_config(str(place / "mine.py")).data.raw_dir == str(place / name)
+
+
+def test_a_colon_in_the_name_is_refused(place, capsys):
+    status, text = call(place, capsys, out="a:b.py")
+    assert status == 1 and "a colon ends the name of a config" in text
+
+
+def test_thin_classes_still_tell_the_axis():
+    profiles = examine._profiles({1: (np.arange(200) // 7 == 1).astype(int)})
+    assert max(profiles[1]) == 1.0
+
+
+def test_volumes_that_are_flat_are_not_clipped():
+    flat = (0.0,) * 10 + (9.0,)
+    assert chosen([labelled("a", percentiles=flat)])["clip_percentiles"].value == (
+        0.0,
+        100.0,
+    )

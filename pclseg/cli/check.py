@@ -5,7 +5,9 @@ python -m pclseg.cli.check --config=configs/pcl_acdc.py --config.data.raw_dir=/d
 """
 
 import argparse
+import dataclasses
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -13,13 +15,14 @@ from pathlib import Path
 
 import ml_collections
 
-from pclseg import cohort
+from pclseg import building, cohort
 from pclseg.cli.status import exit_status
 from pclseg.config import is_override, load_config, override
+from pclseg.config_rules import check_config
 from pclseg.data import datasets
 from pclseg.data.check import Checked, check, facts_table
 from pclseg.data.datasets.base import Dataset
-from pclseg.data.findings import ERROR, NOTE, WARNING, Finding
+from pclseg.data.findings import ERROR, NOTE, WARNING, Finding, as_error
 from pclseg.data.fitness import Plans
 from pclseg.errors import UserError
 from pclseg.files import check_local
@@ -50,14 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         check_local("--out", args.out)
-        if args.out.exists() and not args.out.is_dir():
-            raise UserError(f"--out {args.out} is a file; name a folder.")
+        out = Path(os.path.expanduser(args.out))
         if args.config:
             dataset, plans, axis = _by_config(args, rest)
         elif rest:
             raise UserError(f"there is no option {rest[0]}; --help lists them.")
         else:
             dataset, plans, axis = dataset_of(args), Plans(), "auto"
+        try:  # before all files are read
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--out {out} cannot be made ({error.strerror}); name another folder."
+            ) from error
         checked = check(
             dataset,
             plans,
@@ -65,10 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_workers=args.workers,
             report=log.info,
         )
+        if args.config:
+            checked = _with_outline(checked, args, rest)
         tell(checked)
-        check_page.write(args.out, checked, plans)
+        check_page.write(out, checked, plans)
         log.info("%s", check_page.verdict(checked))
-        log.info("plots and a table: %s", args.out / "check.html")
+        log.info("plots and a table: %s", out / "check.html")
         result.append(checked)
 
     status = exit_status(run)
@@ -99,13 +109,23 @@ def dataset_of(args: argparse.Namespace) -> Dataset:
             "which data? Give a folder and --images, as in: /data/mine --images=scans"
             " --labels=masks."
         )
-    return datasets.make(
-        "nifti",
-        raw_dir=args.raw_dir,
-        images=args.images,
-        labels=args.labels,
-        patient=args.patient,
-    )
+    try:
+        return datasets.make(
+            "nifti",
+            raw_dir=args.raw_dir,
+            images=args.images,
+            labels=args.labels,
+            patient=args.patient,
+        )
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or args.raw_dir}: {error.strerror}; name another folder,"
+            " or mend its permissions."
+        ) from error
+    except RuntimeError as error:  # ~ of nobody
+        raise UserError(
+            f"{args.raw_dir}: {error} name a folder that is there."
+        ) from error
 
 
 def _by_config(
@@ -119,10 +139,29 @@ def _by_config(
     for arg in rest:
         if arg.startswith("-") and not is_override(arg):
             raise UserError(f"there is no option {arg}; --help lists them.")
-    config = load_config(args.config)
-    override(config, list(rest))
+    config = _config(args, rest)
+    check_config(config, 1)
     dataset = cohort.open_dataset(config.data)
     return dataset, plans_of(config), config.data.prepare.slice_axis
+
+
+def _config(args: argparse.Namespace, rest: Sequence[str]) -> ml_collections.ConfigDict:
+    config = load_config(args.config)
+    override(config, list(rest))
+    return config
+
+
+def _with_outline(
+    checked: Checked, args: argparse.Namespace, rest: Sequence[str]
+) -> Checked:
+    """With what training would refuse before its first step: splits, batches, sizes."""
+    if checked.count(ERROR):  # which may be why
+        return checked
+    found: list[Finding] = []
+    with as_error(found, "", None, "training does not start"):
+        building.outline(_config(args, rest))
+    findings = (*found, *checked.findings)
+    return dataclasses.replace(checked, findings=findings)
 
 
 def plans_of(config: ml_collections.ConfigDict) -> Plans:
@@ -135,7 +174,7 @@ def plans_of(config: ml_collections.ConfigDict) -> Plans:
     ]
     return Plans(
         spacing=tuple(config.data.prepare.spacing),
-        clips=tuple(config.data.prepare.clip_percentiles) != (0, 100),
+        clips=tuple(config.data.prepare.clip_percentiles),
         threshold=first.method.get("position_threshold"),
         batch_size=first.data.batch_size,
         crop=tuple(first.data.crop_size),

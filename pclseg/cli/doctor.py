@@ -14,11 +14,15 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pclseg import __version__, rundir
 from pclseg.cli.status import exit_status
 from pclseg.data import workers
 from pclseg.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
 
 log = logging.getLogger("pclseg.doctor")  # also when run as __main__
 _LOW_DISK_GIB = 10
@@ -59,16 +63,14 @@ def missing() -> list[str]:
     names = [
         re.split(r"[^\w.-]", line)[0]
         for line in needed
-        if "extra ==" not in line and not line.startswith("tensorflow")
+        if "extra ==" not in line and not re.match("tensorflow(-cpu)?[^-\\w]", line)
     ]
     return [name for name in names if rundir.version(name) is None]
 
 
 def advice() -> Iterator[str]:
     """What would help, a line each."""
-    import jax
-
-    platforms = {device.platform for device in jax.devices()}
+    platforms = {device.platform for device in devices()}
     if platforms == {"cpu"}:
         if shutil.which("nvidia-smi"):
             yield (
@@ -110,17 +112,26 @@ def _packages() -> Iterator[tuple[str, str]]:
             yield name, version
 
 
-def _devices() -> Iterator[tuple[str, str]]:
+def devices() -> Sequence["jax.Device"]:
+    """Those that jax finds.
+
+    Raises:
+        UserError: none.
+    """
     import jax
 
     try:
-        devices = jax.devices()
+        return jax.devices()
     except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"jax finds no device ({str(error).splitlines()[0]}); unset JAX_PLATFORMS,"
-            " or install jax for the device."
+            f"jax finds no device ({reason}); unset JAX_PLATFORMS, which is"
+            f" {os.environ.get('JAX_PLATFORMS', '')!r}, or install jax for the device."
         ) from error
-    for device in devices:
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    for device in devices():
         stats = device.memory_stats() or {}
         limit = stats.get("bytes_limit")
         size = f", {limit / 2**30:.0f} GiB for jax" if limit else ""

@@ -8,6 +8,7 @@ import ast
 import importlib.util
 import json
 import logging
+import os
 import shlex
 import sys
 import textwrap
@@ -19,6 +20,7 @@ import jinja2
 
 from pclseg import choices
 from pclseg.cli import check as checking
+from pclseg.cli.doctor import devices
 from pclseg.cli.status import exit_status
 from pclseg.data.check import Checked, check
 from pclseg.data.findings import ERROR
@@ -54,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         check_local("--out", args.out)
+        args.out = Path(os.path.expanduser(args.out))
+        if ":" in str(args.out):
+            raise UserError(
+                f"--out is {args.out}; a colon ends the name of a config, so use none."
+            )
         if args.out.suffix != ".py" or args.out.is_dir():
             raise UserError(f"--out is {args.out}; name a file that ends in .py.")
         if args.out.exists() and not args.overwrite:
@@ -61,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--out {args.out} exists; --overwrite replaces it, or name another."
             )
         dataset = checking.dataset_of(args)
+        size, memory = _device(args.size)
         checked = check(
             dataset,
             Plans(),
@@ -71,15 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         checking.tell(checked)
         if number := checked.count(ERROR):
             raise UserError(
-                f"nothing was written: mend the {number} errors above first, or narrow"
-                " --images."
+                "nothing was written: mend what is marked as error above"
+                f" ({number}), or narrow --images."
             )
-        if not any(volume.label_voxels for volume in checked.volumes):
+        labelled = {volume.patient for volume in choices.with_classes(checked)}
+        if len(labelled) < 2:
             raise UserError(
-                "no volume has a label, so there is nothing to segment; give --labels."
-                " To pre-train alone, see configs/pcl_nifti.py."
+                f"{len(labelled)} patients have a label with more than background, and"
+                " two are needed, of which one is held out; give --labels, or"
+                " --patient. To pre-train alone, see configs/pcl_nifti.py."
             )
-        size, memory = _device(args.size)
         write_text(args.out, config_text(args, checked, size=size, memory=memory))
         log.info("wrote %s; look at it, then:", args.out)
         given = shlex.quote(str(args.out))
@@ -104,15 +113,19 @@ def config_text(
     )
     environment.filters["quoted"] = _quoted
     environment.filters["capitalize"] = lambda text: text[:1].upper() + text[1:]
-    labelled = [volume for volume in checked.volumes if volume.label_voxels]
+    labelled = choices.with_classes(checked)
     patients = len({volume.patient for volume in labelled})
     slices = sum(choices.count(v, chosen["slice_axis"].value) for v in labelled)
     folds = chosen["folds"].value
     text = environment.get_template("config.py.jinja").render(
-        title=f"PCL for {len(dataset.cases)} volumes of {Path(args.raw_dir).name},"
-        f" {len(labelled)} with label.",
-        name=args.out,
-        stem=args.out.stem,
+        title=_plain(
+            f"PCL for {len(dataset.cases)} volumes of"
+            f" {Path(args.raw_dir).expanduser().absolute().name}, {len(labelled)} with"
+            " label."
+        ),
+        name=_plain(shlex.quote(str(args.out))),
+        run=_plain(shlex.quote(f"runs/{args.out.stem}")),
+        scratch=_plain(shlex.quote(f"runs/{args.out.stem}_scratch")),
         c=chosen,
         shrink=chosen["crop"].value / 352,
         raw_dir=str(Path(args.raw_dir).expanduser().absolute()),
@@ -123,11 +136,17 @@ def config_text(
         class_names=dataset.class_names,
         pipeline="tf" if importlib.util.find_spec("tensorflow") else "numpy",
         slices_a_patient=round(slices / patients),
-        training_patients=patients * (folds - 1) // folds,
+        training_patients=choices.training_patients(patients, folds),
     )
     text = "\n".join(_folded(text.split("\n")))
     ast.parse(text)
     return text
+
+
+def _plain(text: str) -> str:
+    """The text as it may stand in a docstring."""
+    shown = text.encode("utf-8", "replace").decode()
+    return shown.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _quoted(value: Any) -> str:
@@ -161,9 +180,7 @@ def _folded(lines: Sequence[str]) -> list[str]:
 
 def _device(size: str | None) -> tuple[str, int]:
     """The key of choices.SIZES, and the bytes of memory of the first device."""
-    import jax
-
-    device = jax.devices()[0]
+    device = devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if device.platform == "cpu" or not limit:
         return size or "cpu", memory_bytes()

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from pclseg.data.datasets.base import READ_ERRORS, Case, open_nifti
-from pclseg.data.findings import NOTE, WARNING, Finding, as_error
+from pclseg.data.findings import ERROR, NOTE, WARNING, Finding, as_error
 from pclseg.data.geometry import (
     Geometry,
     has_slice_axis,
@@ -123,23 +124,42 @@ def examine(request: Request) -> Examined:
                 class_ids(label, request.label_values, request.strays)
     except MemoryError:
         found.append(
-            Finding(
-                level="error",
-                where=case.name,
-                path=str(case.image_path),
-                what="there is not enough memory to read it",
-                consequence=STOPS,
-                remedy="use a machine with more, or --workers=1",
+            _fault(
+                case,
+                "there is not enough memory to read it",
+                "use a machine with more, or --workers=1",
+            )
+        )
+    except Exception as error:  # one odd file must not take the others' results along
+        name = type(error).__name__
+        found.append(
+            _fault(
+                case,
+                f"it cannot be understood ({name}: {error})",
+                "write it anew with another program, or leave it out",
             )
         )
     return Examined(findings=tuple(found), facts=facts)
+
+
+def _fault(case: Case, what: str, remedy: str) -> Finding:
+    return Finding(
+        level=ERROR,
+        where=case.name,
+        path=str(case.image_path),
+        what=what,
+        consequence=STOPS,
+        remedy=remedy,
+    )
 
 
 def _facts(case: Case, image: np.ndarray, geometry: Geometry) -> Facts:
     affine = np.asarray(geometry.affine)
     volume = orient(image, geometry)
     flat = image.reshape(-1, order="A")
-    sample = flat[:: max(1, flat.size // _MOST_SAMPLES)].astype(np.float64)
+    # Odd, or it would see few of the places along an axis of 2^n voxels.
+    stride = flat.size // _MOST_SAMPLES | 1
+    sample = flat[::stride].astype(np.float64)
     percentiles = np.percentile(sample, PERCENTILES)
     percentiles[[0, -1]] = image.min(), image.max()  # the sample may have missed them
     means = np.array([plane.mean(dtype=np.float64) for plane in volume])
@@ -177,9 +197,10 @@ def _facts(case: Case, image: np.ndarray, geometry: Geometry) -> Facts:
 
 
 def _profile(of_slices: np.ndarray) -> np.ndarray:
-    """One number a slice, at PROFILE heights."""
-    heights = np.linspace(0, len(of_slices) - 1, PROFILE)
-    return np.interp(heights, np.arange(len(of_slices)), of_slices)
+    """Means of one number a slice over PROFILE equal parts of the height."""
+    edges = np.linspace(0, len(of_slices), PROFILE + 1)
+    until = np.concatenate([[0.0], np.cumsum(of_slices, dtype=np.float64)])
+    return np.diff(np.interp(edges, np.arange(len(until)), until)) / np.diff(edges)
 
 
 def _with_label(facts: Facts, label: np.ndarray, geometry: Geometry) -> Facts:
@@ -217,8 +238,9 @@ def _areas(label: np.ndarray) -> dict[int, np.ndarray]:
 
 def _profiles(areas: dict[int, np.ndarray]) -> dict[int, tuple[float, ...]]:
     return {
-        value: tuple((_profile(area) / area.max()).tolist())
+        value: tuple((profile / profile.max()).tolist())
         for value, area in areas.items()
+        for profile in (_profile(area),)
     }
 
 
@@ -239,7 +261,10 @@ def _header_findings(case: Case, affine: np.ndarray) -> list[Finding]:
         )
     if sform > 0 and qform > 0:
         corner = np.array([*(n - 1 for n in header["dim"][1:4]), 1.0])
-        apart = np.abs(((header.get_qform() - affine) @ corner)[:3]).max()
+        try:
+            apart = np.abs(((header.get_qform() - affine) @ corner)[:3]).max()
+        except (ValueError, HeaderDataError):  # no quaternion
+            apart = np.inf
         if apart > max(_FORMS_APART_MM, 0.5 * header["pixdim"][1:4].min()):
             found.append(
                 Finding(
@@ -250,7 +275,10 @@ def _header_findings(case: Case, affine: np.ndarray) -> list[Finding]:
                     remedy="keep the right one of them",
                 )
             )
-    unit = str(header.get_xyzt_units()[0])
+    try:
+        unit = str(header.get_xyzt_units()[0])
+    except KeyError:  # a code that means nothing
+        unit = ""
     if unit in _UNITS:
         found.append(
             Finding(

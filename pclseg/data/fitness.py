@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from pclseg.data.datasets.base import Dataset
-from pclseg.data.examine import PROFILE, Facts
+from pclseg.data.examine import PERCENTILES, PROFILE, Facts
 from pclseg.data.findings import ERROR, NOTE, WARNING, Finding
 from pclseg.data.geometry import AXIS_KEY, SPACING_KEY
 from pclseg.data.headers import SAME_DIRECTION, common_direction
@@ -20,6 +20,7 @@ _SCALE_RATIO = 1.25  # of pixel sizes, from which on the network sees other scal
 _HEIGHT_RATIO = 1.5  # of heights of the field of view
 _RARE_SHARE = 0.05  # of the labels, below which a value may be a slip
 _FEW_SLICES = 5
+_MANY_VALUES = 64
 # Correlation of profiles with those of others: as they are below, turned over above.
 _AGAINST, _TURNED, _LEAST_VOLUMES = 0.0, 0.7, 4
 _FEW_POSITIVES, _MANY_POSITIVES = 1.0, 0.75  # per anchor; as a share of the keys
@@ -31,7 +32,7 @@ class Plans:
     """What a config means to do with the volumes; None where it does not say."""
 
     spacing: tuple[float, ...] = ()  # mm of the prepared pixels
-    clips: bool | None = None  # percentiles
+    clips: tuple[float, float] | None = None  # percentiles
     threshold: float | None = None  # of positions that are positives
     batch_size: int | None = None  # slices, of pre-training
     crop: tuple[int, int] | None = None
@@ -125,6 +126,21 @@ def _labels(
     labelled = [volume for volume in volumes if volume.label_voxels]
     if not labelled:
         return
+    if len({volume.patient for volume in labelled}) < 2:
+        yield _all(
+            WARNING,
+            "all labels are of one patient",
+            "none can be held out, so nothing can be fine-tuned and scored",
+            "label another one, or see config.data.options.patient",
+        )
+    if len(values) > _MANY_VALUES:
+        yield _all(
+            WARNING,
+            f"labels have {len(values)} values",
+            "each becomes a class, and memory grows with their number",
+            "list those that count in config.data.options.label_values, if a label is"
+            " no image by mistake",
+        )
     if values != tuple(range(len(values))):
         yield _all(
             NOTE,
@@ -169,7 +185,6 @@ def _same_voxels(volumes: Sequence[Facts]) -> Iterator[Finding]:
             if several
             else "they count twice in training",
             "keep one, or give them one patient (config.data.options.patient)",
-            where=same[0].name,
         )
 
 
@@ -250,7 +265,8 @@ def _heights(volumes: Sequence[Facts]) -> Iterator[Finding]:
     if few:
         yield _all(
             WARNING,
-            f"{len(few)} volumes have fewer than {_FEW_SLICES} slices ({_named(few)})",
+            f"fewer than {_FEW_SLICES} slices: {len(few)} of {len(volumes)} volumes"
+            f" ({_named(few)})",
             "their positions are coarse",
             f"nothing, if they are cut so; else set {AXIS_KEY}",
         )
@@ -275,8 +291,9 @@ def _heights(volumes: Sequence[Facts]) -> Iterator[Finding]:
 def _scales(volumes: Sequence[Facts], plans: Plans) -> Iterator[Finding]:
     if any(plans.spacing):
         return
-    sizes = [size for volume in volumes for size in volume.plane_spacing]
-    if max(sizes) > _SCALE_RATIO * min(sizes):
+    sides = list(zip(*(volume.plane_spacing for volume in volumes), strict=True))
+    if any(max(sizes) > _SCALE_RATIO * min(sizes) for sizes in sides):
+        sizes = [size for side in sides for size in side]
         middle = statistics.median(sizes)
         yield _all(
             WARNING,
@@ -299,7 +316,20 @@ def _orientations(volumes: Sequence[Facts]) -> Iterator[Finding]:
 
 
 def _specks(volumes: Sequence[Facts], plans: Plans) -> Iterator[Finding]:
-    if plans.clips is not False:
+    if plans.clips and tuple(plans.clips) != (0, 100):
+        low = max(i for i, p in enumerate(PERCENTILES) if p <= plans.clips[0])
+        high = min(i for i, p in enumerate(PERCENTILES) if p >= plans.clips[1])
+        for volume in volumes:
+            if volume.percentiles[low] == volume.percentiles[high]:
+                yield _all(
+                    ERROR,
+                    f"between the percentiles {plans.clips[0]:g} and"
+                    f" {plans.clips[1]:g}, where it is clipped, all is one grey value",
+                    "preparation stops at it",
+                    "--config.data.prepare.clip_percentiles='(0.0, 100.0)'",
+                    where=volume.name,
+                )
+    if plans.clips is None or tuple(plans.clips) != (0, 100):
         return
     specks = []
     for volume in volumes:

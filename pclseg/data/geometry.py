@@ -88,6 +88,11 @@ def prepared_geometry(
     orientation = nib.io_orientation(affine)  # [3, 2] canonical axis, +1 or -1
     # Rounded, or the noise of an oblique affine would decide between two sizes.
     file_spacing = np.round(voxel_sizes(affine), 6)
+    if not file_spacing.all():
+        raise UserError(
+            f"its voxels are {file_spacing.min():g} mm large; mend the header, whose"
+            " sizes must be in mm."
+        )
     file_axis = {int(axis): i for i, axis in enumerate(orientation[:, 0])}
     along = _slice_axis(slice_axis, [file_spacing[file_axis[c]] for c in range(3)])
     canonical = (along, *sorted({0, 1, 2} - {along}, reverse=True))
@@ -129,17 +134,18 @@ def _slice_axis(slice_axis: int | str, spacing: Sequence[float]) -> int:
         return int(slice_axis)
     if slice_axis != "auto":
         raise UserError(f"{AXIS_KEY} is {slice_axis!r}; expected 'auto', 0, 1 or 2.")
-    return int(np.argmax(spacing)) if _one_is_thick(spacing) else 2
+    return int(np.argmax(spacing)) if one_is_thick(spacing) else 2
 
 
-def _one_is_thick(spacing: Sequence[float]) -> bool:
+def one_is_thick(spacing: Sequence[float]) -> bool:
+    """Whether one of three voxel sizes is so large that slices are cut across it."""
     second, largest = sorted(spacing)[1:]
     return largest >= AXIS_RATIO * second
 
 
 def has_slice_axis(geometry: Geometry) -> bool:
     """Whether the spacing says which axis the file is cut along."""
-    return _one_is_thick(geometry.native_spacing)
+    return one_is_thick(geometry.native_spacing)
 
 
 def _plane(

@@ -10,6 +10,7 @@ import numpy as np
 from nibabel.openers import ImageOpener
 
 from pclseg.data.datasets.base import (
+    LARGEST,
     READ_ERRORS,
     WHOLE_TOLERANCE,
     Case,
@@ -176,8 +177,14 @@ def _check_finite(array: np.ndarray) -> None:
 
 
 def check_whole(label: np.ndarray) -> None:
-    """Raises UserError where a label holds NaN or values that are not whole numbers."""
+    """Raises UserError where a label holds NaN, or values not whole or too large."""
     _check_finite(label)
+    most = max(float(label.max()), -float(label.min()))
+    if most > LARGEST:
+        raise UserError(
+            f"it holds a value of {most:g}, which no label has; mend the file: values"
+            f" are at most {LARGEST}."
+        )
     if label.dtype.kind != "f":
         return
     bad = [p[np.abs(p - np.rint(p)) > WHOLE_TOLERANCE] for p in file_planes(label)]

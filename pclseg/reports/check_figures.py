@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 _SIZE = (5.0, 3.4)  # inches
 _LARGE_RANGE = 100.0  # of values whose axis is logarithmic
-_HEIGHTS = np.linspace(0, 1, PROFILE)
+_HEIGHTS = (np.arange(PROFILE) + 0.5) / PROFILE
+_MOST_CLASSES = 12  # that a figure shows
+_NAME = 24  # characters of a name
 _THRESHOLDS = np.linspace(0.02, 0.5, 25)
 _BATCH = 32
 
@@ -51,13 +53,17 @@ def spacings(path: Path, volumes: Sequence[Facts]) -> None:
     """Pixel size against slice distance, a dot a volume."""
     figure = new_figure(*_SIZE)
     axes = figure.subplots()
-    axes.scatter(
-        [v.plane_spacing[1] for v in volumes],
-        [v.slice_spacing for v in volumes],
-        s=18,
-        alpha=0.5,
-        color=COLOURS[0],
-    )
+    for side, name in enumerate(("row to row", "column to column")):
+        axes.plot(
+            [v.plane_spacing[side] for v in volumes],
+            [v.slice_spacing for v in volumes],
+            "o+"[side],
+            markersize=(5, 8)[side],
+            alpha=0.5,
+            color=COLOURS[side],
+            label=name,
+        )
+    _legend(axes)
     axes.set_xlabel("pixel (mm)")
     axes.set_ylabel("slice distance (mm)")
     axes.set_xlim(left=0)
@@ -110,7 +116,8 @@ def label_sizes(
     path: Path, volumes: Sequence[Facts], names: Sequence[str], values: Sequence[int]
 ) -> None:
     """Volume of every class in every label, a dot each; background left out."""
-    figure = new_figure(*_SIZE)
+    names, values = names[: _MOST_CLASSES + 1], values[: _MOST_CLASSES + 1]
+    figure = new_figure(_SIZE[0], max(_SIZE[1], 0.6 + 0.28 * len(values)))
     axes = figure.subplots()
     found = []
     for row, value in enumerate(values[1:]):
@@ -127,7 +134,7 @@ def label_sizes(
         )
     if found and max(found) > _LARGE_RANGE * min(found):
         axes.set_xscale("log")
-    axes.set_yticks(range(len(values) - 1), list(names[1:]))
+    axes.set_yticks(range(len(values) - 1), [_short(name) for name in names[1:]])
     axes.invert_yaxis()
     axes.set_xlabel("size in a label (ml)")
     plain_axes(axes)
@@ -139,21 +146,32 @@ def label_heights(
     path: Path, volumes: Sequence[Facts], names: Sequence[str], values: Sequence[int]
 ) -> None:
     """Area of every class against height: mean, and the middle half of the labels."""
+    shown = list(zip(names[1:], values[1:], strict=True))[:_MOST_CLASSES]
     figure = new_figure(*_SIZE)
     axes = figure.subplots()
-    for number, (name, value) in enumerate(zip(names[1:], values[1:], strict=True)):
+    for number, (name, value) in enumerate(shown):
         rows = [v.label_profile[value] for v in volumes if value in v.label_profile]
         if not rows:
             continue
         low, middle, high = np.percentile(rows, (25, 50, 75), axis=0)
         style = line_style(number)
-        axes.plot(_HEIGHTS, middle, label=name, **style)
+        axes.plot(_HEIGHTS, middle, label=_short(name), **style)
         axes.fill_between(
             _HEIGHTS, low, high, color=style["color"], alpha=0.15, linewidth=0
         )
     axes.set_xlabel("height in the volume, 0 to 1")
-    axes.set_ylabel("area, of the largest slice")
-    _legend(axes)
+    axes.set_ylabel("area, of the largest part")
+    handles, texts = axes.get_legend_handles_labels()
+    columns = 3 if max(map(len, texts), default=0) < 14 else 2
+    figure.set_figheight(_SIZE[1] + 0.22 * -(-len(texts) // columns))
+    figure.legend(
+        handles,
+        texts,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+    )
     plain_axes(axes)
     save_figure(figure, path)
 
@@ -190,12 +208,14 @@ def positives(
 def middle_slices(
     path: Path,
     slices: Sequence[tuple[str, np.ndarray, np.ndarray | None, float]],
+    values: Sequence[int],
 ) -> None:
     """Slices of several volumes side by side, labels as contours.
 
     Args:
         path: of the figure.
         slices: (name, image [H, W], label [H, W] or None, height / width of a pixel).
+        values: of the classes in the labels, the background first.
     """
     columns = min(4, len(slices))
     rows = -(-len(slices) // columns)
@@ -208,16 +228,21 @@ def middle_slices(
         axes.imshow(
             image, cmap="gray", vmin=low, vmax=high, aspect=aspect, origin="lower"
         )
-        if label is not None:
-            for number, value in enumerate(np.unique(label[label != 0])):
+        # A contour needs two rows and two columns.
+        for number, value in enumerate(values[1:] if min(image.shape) > 1 else ()):
+            if label is not None and (label == value).any():
                 axes.contour(
                     label == value,
                     levels=[0.5],
-                    colors=[COLOURS[(number + 1) % len(COLOURS)]],
+                    colors=[COLOURS[number % len(COLOURS)]],
                     linewidths=1.0,
                 )
-        axes.set_title(name if len(name) <= 24 else f"{name[:23]}…", fontsize=8)
+        axes.set_title(_short(name), fontsize=8)
     save_figure(figure, path)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
 
 
 def _legend(axes: "Axes") -> None:

@@ -39,8 +39,10 @@ def write(folder: Path, checked: Checked, plans: Plans) -> None:
     Raises:
         UserError: a place that cannot be written.
     """
-    write_text(folder / FILES[0], page(checked, plans))
-    write_text(folder / FILES[1], volumes_csv(checked))
+    texts = (page(checked, plans), volumes_csv(checked))
+    for name, text in zip(FILES, texts, strict=False):
+        # The name of a file may hold bytes that are no text.
+        write_text(folder / name, text.encode("utf-8", "replace").decode())
     write_json(folder / FILES[2], checked.to_json())
 
 
@@ -57,7 +59,7 @@ def page(checked: Checked, plans: Plans) -> str:
         rows=rows,
     )
     template: jinja2.Template = environment().get_template("check.html.jinja")
-    html = template.render(
+    return template.render(
         title=f"{checked.dataset.name}: {len(checked.dataset.cases)} volumes",
         facts=facts_table(checked),
         verdict=verdict(checked),
@@ -67,7 +69,6 @@ def page(checked: Checked, plans: Plans) -> str:
         else "",
         pictures=list(_pictures(checked, plans)),
     )
-    return html.encode("utf-8", "replace").decode()  # a name may hold bytes of no text
 
 
 def verdict(checked: Checked) -> str:
@@ -112,7 +113,7 @@ def _pictures(checked: Checked, plans: Plans) -> Iterator[Picture]:
     names, values = checked.dataset.class_names, checked.dataset.label_values
     for draw, alt in (
         (check_figures.sizes, "How many slices volumes have, and how high they are"),
-        (check_figures.spacings, "Pixel size and slice distance, a dot a volume"),
+        (check_figures.spacings, "Pixel size and slice distance, a mark a volume"),
         (
             check_figures.grey_values,
             "Grey values: the median of every volume, and 1 to 99 % of its voxels",
@@ -155,7 +156,7 @@ def _pictures(checked: Checked, plans: Plans) -> Iterator[Picture]:
     if slices:
         about = "The middle slice of some volumes, labels as contours"
         yield picture(
-            lambda path: check_figures.middle_slices(path, slices),
+            lambda path: check_figures.middle_slices(path, slices, values),
             alt=f"{about}: {', '.join(name for name, *_ in slices)}.",
             caption=about,
             suffix=".webp",
@@ -185,6 +186,6 @@ def _middle_slices(
         yield (
             facts.name,
             np.array(orient(image, geometry)[middle], np.float32),
-            None if label is None else np.array(orient(label, geometry)[middle]),
+            None if label is None else np.rint(orient(label, geometry)[middle]),
             height / width,
         )

@@ -187,7 +187,9 @@ def scan_label_values(paths: Iterable[Path]) -> tuple[int, ...]:
             found.update(
                 round(value)
                 for value in np.unique(plane).tolist()
-                if math.isfinite(value) and abs(value - round(value)) <= WHOLE_TOLERANCE
+                if math.isfinite(value)
+                and abs(value) <= LARGEST
+                and abs(value - round(value)) <= WHOLE_TOLERANCE
             )
     return (0, *sorted(found - {0}))
 
