@@ -11,6 +11,9 @@ from pclseg.data.findings import ERROR, LEVELS, Finding
 from pclseg.data.fitness import Plans
 
 
+_MOST_CLASSES = 16  # that are told one by one
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checked:
     """What a check found."""
@@ -124,8 +127,8 @@ def facts_table(checked: Checked) -> list[tuple[str, str]]:
         ("median grey value", _range([v.percentiles[5] for v in volumes])),
         ("lowest to highest", f"{_short(_least(volumes))} to {_short(_most(volumes))}"),
     ]
-    names = checked.dataset.class_names
-    for name, value in zip(names, checked.dataset.label_values, strict=True):
+    names, values = checked.dataset.class_names, checked.dataset.label_values
+    for name, value in list(zip(names, values, strict=True))[:_MOST_CLASSES]:
         sizes = [
             v.label_voxels[value] * v.voxel_ml
             for v in volumes
@@ -135,6 +138,8 @@ def facts_table(checked: Checked) -> list[tuple[str, str]]:
             rows.append(
                 (f"{name} ({value})", f"in {len(sizes)} labels, {_range(sizes, 'ml')}")
             )
+    if len(values) > _MOST_CLASSES:
+        rows.append(("more classes", f"{len(values) - _MOST_CLASSES}"))
     return rows
 
 

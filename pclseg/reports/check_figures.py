@@ -19,6 +19,7 @@ from pclseg.reports.drawing import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 _SIZE = (5.0, 3.4)  # inches
 _LARGE_RANGE = 100.0  # of values whose axis is logarithmic
@@ -88,6 +89,7 @@ def grey_values(path: Path, volumes: Sequence[Facts]) -> None:
     positive = high[high > 0]
     if len(positive) and positive.max() > _LARGE_RANGE * positive.min():
         axes.set_yscale("symlog", linthresh=float(positive.min()))
+        _plain_numbers(axes.yaxis)
     axes.set_xlabel("volumes, by median")
     axes.set_ylabel("grey value: median, 1 to 99 %")
     plain_axes(axes)
@@ -134,6 +136,7 @@ def label_sizes(
         )
     if found and max(found) > _LARGE_RANGE * min(found):
         axes.set_xscale("log")
+        _plain_numbers(axes.xaxis)
     axes.set_yticks(range(len(values) - 1), [_short(name) for name in names[1:]])
     axes.invert_yaxis()
     axes.set_xlabel("size in a label (ml)")
@@ -239,6 +242,13 @@ def middle_slices(
                 )
         axes.set_title(_short(name), fontsize=8)
     save_figure(figure, path)
+
+
+def _plain_numbers(axis: "Axis") -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _short(name: str) -> str:
