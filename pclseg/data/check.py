@@ -10,7 +10,6 @@ from pclseg.data.examine import Facts, Request
 from pclseg.data.findings import ERROR, LEVELS, Finding
 from pclseg.data.fitness import Plans
 
-
 _MOST_CLASSES = 16  # that are told one by one
 
 
