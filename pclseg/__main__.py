@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from pclseg import __version__
 from pclseg.named import nearest
 
 COMMANDS = {  # name: (module with a `main`, what it does)
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("", "-h", "--help", "help"):
         sys.stdout.write(_help())
         return 0 if name else 2
+    if name == "--version":
+        sys.stdout.write(f"pclseg {__version__}\n")
+        return 0
     if name not in COMMANDS:
         sys.stderr.write(
             f"error: pclseg has no command {name!r}; it has: {', '.join(COMMANDS)}."

@@ -39,6 +39,8 @@ def test_help_fits_a_screen_and_no_command_is_a_mistake(capsys):
     assert len(lines) <= 24 and max(map(len, lines)) <= 79
     assert all(name in text for name in commands.COMMANDS)
     assert commands.main([]) == 2
+    assert commands.main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
 
 
 def test_the_nearest_command_is_named(capsys):
