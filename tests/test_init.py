@@ -147,8 +147,7 @@ def test_where_all_are_thin_the_axis_along_which_classes_follow_each_other():
     alike, apart = {1: bump(0.5), 2: bump(0.5)}, {1: bump(0.2), 2: bump(0.8)}
     along = {0: alike, 1: apart, 2: alike}
     volumes = [
-        labelled(f"v{i}", slice_spacing=1.0, axis_profiles=along)
-        for i in range(3)
+        labelled(f"v{i}", slice_spacing=1.0, axis_profiles=along) for i in range(3)
     ]
     found = chosen(volumes, values=(0, 1, 2))["slice_axis"]
     assert found.value == 1
