@@ -15,8 +15,13 @@ from typing import Any
 import numpy as np
 
 from pclseg.data.check import Checked
-from pclseg.data.examine import PERCENTILES, Facts
-from pclseg.data.fitness import positives_per_anchor
+from pclseg.data.examine import Facts
+from pclseg.data.fitness import (
+    SPECK,
+    has_specks,
+    is_flat,
+    positives_per_anchor,
+)
 from pclseg.data.geometry import one_is_thick
 from pclseg.evaluation.inference import MULTIPLE
 
@@ -28,7 +33,6 @@ _SAME_PIXELS = 1.25  # largest pixel by smallest, up to which none are resampled
 _BYTES_KEPT = 53
 _HEIGHT = 3.5  # slices up and down that count as alike, within the limits
 _LEAST_THRESHOLD, _MOST_THRESHOLD = 0.1, 0.35  # of the authors: CT, and heart MRI
-_SPECK = 10.0  # times the usual range of grey values
 _FOLDS = 5
 
 
@@ -300,13 +304,9 @@ def kept_bytes(crop: int, width: int, batch_size: int) -> int:
 
 
 def _clipping(volumes: Sequence[Facts]) -> Choice:
-    ends = [PERCENTILES.index(percent) for percent in (1.0, 99.0)]
-    flat = sum(v.percentiles[ends[0]] == v.percentiles[ends[1]] for v in volumes)
-    specks = sum(
-        v.percentiles[-1] - v.percentiles[-2]
-        > _SPECK * (v.percentiles[-2] - v.percentiles[1])
-        for v in volumes
-    )
+    clips = (1.0, 99.0)
+    flat = sum(is_flat(volume, clips) for volume in volumes)
+    specks = sum(map(has_specks, volumes))
     if flat:
         return Choice(
             value=(0.0, 100.0),
@@ -315,8 +315,8 @@ def _clipping(volumes: Sequence[Facts]) -> Choice:
         )
     if specks:
         return Choice(
-            value=(1.0, 99.0),
-            why=f"{specks} of {len(volumes)} volumes have specks of {_SPECK:.0f} times"
+            value=clips,
+            why=f"{specks} of {len(volumes)} volumes have specks of {SPECK:.0f} times"
             " the usual range",
         )
     return Choice(value=(0.0, 100.0), why="clips nothing: no volume has bright specks")

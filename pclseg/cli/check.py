@@ -54,12 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         check_local("--out", args.out)
         out = Path(os.path.expanduser(args.out))
-        if args.config:
-            dataset, plans, axis = _by_config(args, rest)
-        elif rest:
-            raise UserError(f"there is no option {rest[0]}; --help lists them.")
-        else:
+        config = _config(args, rest)
+        if config is None:
             dataset, plans, axis = dataset_of(args), Plans(), "auto"
+        else:
+            check_config(config, 1)
+            dataset = cohort.open_dataset(config.data)
+            plans, axis = plans_of(config), config.data.prepare.slice_axis
         try:  # before all files are read
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -73,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_workers=args.workers,
             report=log.info,
         )
-        if args.config:
-            checked = _with_outline(checked, args, rest)
+        if config is not None:
+            checked = _with_outline(checked, config)
         tell(checked)
         check_page.write(out, checked, plans)
         log.info("%s", check_page.verdict(checked))
@@ -123,45 +124,36 @@ def dataset_of(args: argparse.Namespace) -> Dataset:
             " or mend its permissions."
         ) from error
     except RuntimeError as error:  # ~ of nobody
-        raise UserError(
-            f"{args.raw_dir}: {error} name a folder that is there."
-        ) from error
+        raise UserError(f"{args.raw_dir}: {error} Name another folder.") from error
 
 
-def _by_config(
+def _config(
     args: argparse.Namespace, rest: Sequence[str]
-) -> tuple[Dataset, Plans, int | str]:
+) -> ml_collections.ConfigDict | None:
+    """The config with its overrides; None where the data are named otherwise."""
+    for arg in rest:
+        if not args.config or (arg.startswith("-") and not is_override(arg)):
+            raise UserError(f"there is no option {arg}; --help lists them.")
+    if not args.config:
+        return None
     if args.raw_dir or args.images or args.labels or args.patient:
         raise UserError(
             "with --config, the data are those of the config: set"
             " --config.data.raw_dir and --config.data.options.KEY."
         )
-    for arg in rest:
-        if arg.startswith("-") and not is_override(arg):
-            raise UserError(f"there is no option {arg}; --help lists them.")
-    config = _config(args, rest)
-    check_config(config, 1)
-    dataset = cohort.open_dataset(config.data)
-    return dataset, plans_of(config), config.data.prepare.slice_axis
-
-
-def _config(args: argparse.Namespace, rest: Sequence[str]) -> ml_collections.ConfigDict:
     config = load_config(args.config)
     override(config, list(rest))
     return config
 
 
-def _with_outline(
-    checked: Checked, args: argparse.Namespace, rest: Sequence[str]
-) -> Checked:
+def _with_outline(checked: Checked, config: ml_collections.ConfigDict) -> Checked:
     """With what training would refuse before its first step: splits, batches, sizes."""
     if checked.count(ERROR):  # which may be why
         return checked
     found: list[Finding] = []
     with as_error(found, "", None, "training does not start"):
-        building.outline(_config(args, rest))
-    findings = (*found, *checked.findings)
-    return dataclasses.replace(checked, findings=findings)
+        building.outline(config)
+    return dataclasses.replace(checked, findings=(*found, *checked.findings))
 
 
 def plans_of(config: ml_collections.ConfigDict) -> Plans:

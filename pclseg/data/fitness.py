@@ -20,6 +20,7 @@ _SCALE_RATIO = 1.25  # of pixel sizes, from which on the network sees other scal
 _HEIGHT_RATIO = 1.5  # of heights of the field of view
 _RARE_SHARE = 0.05  # of the labels, below which a value may be a slip
 _FEW_SLICES = 5
+SPECK = 10.0  # times the usual range of grey values
 _MANY_VALUES = 64
 # Correlation of profiles with those of others: as they are below, turned over above.
 _AGAINST, _TURNED, _LEAST_VOLUMES = 0.0, 0.7, 4
@@ -80,12 +81,25 @@ def positives_per_anchor(
     return 1.0 + 2 * (batch_size - 1) * share  # the other view of the slice is one
 
 
+def has_specks(volume: Facts) -> bool:
+    """Whether grey values go up far beyond the range of nearly all voxels."""
+    low, high, most = (volume.percentiles[k] for k in (1, -2, -1))
+    return most - high > SPECK * (high - low)
+
+
+def is_flat(volume: Facts, clips: Sequence[float]) -> bool:
+    """Whether clipping at these percentiles surely leaves a single grey value."""
+    low = max(i for i, p in enumerate(PERCENTILES) if p <= clips[0])
+    high = min(i for i, p in enumerate(PERCENTILES) if p >= clips[1])
+    return volume.percentiles[low] == volume.percentiles[high]
+
+
 def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f"{', '.join(names[:_NAMED])}{more}"
 
 
-def _all(
+def _finding(
     level: str, what: str, consequence: str, remedy: str, *, where: str = ""
 ) -> Finding:
     return Finding(
@@ -105,7 +119,7 @@ def _labels(
     unlabelled = [case.name for case in dataset.cases if case.label_path is None]
     if plans.classes is not None and len(values) != plans.classes:
         listed = ", ".join(map(str, values))
-        yield _all(
+        yield _finding(
             ERROR,
             f"the config is for {plans.classes} classes, the labels have {len(values)}"
             f" values ({listed})",
@@ -114,7 +128,7 @@ def _labels(
         )
     if unlabelled:
         everyone = len(unlabelled) == len(dataset.cases)
-        yield _all(
+        yield _finding(
             WARNING if everyone and plans.classes is not None else NOTE,
             f"{len(unlabelled)} of {len(dataset.cases)} volumes have no label"
             f" ({_named(unlabelled)})",
@@ -127,14 +141,14 @@ def _labels(
     if not labelled:
         return
     if len({volume.patient for volume in labelled}) < 2:
-        yield _all(
+        yield _finding(
             WARNING,
             "all labels are of one patient",
             "none can be held out, so nothing can be fine-tuned and scored",
             "label another one, or see config.data.options.patient",
         )
     if len(values) > _MANY_VALUES:
-        yield _all(
+        yield _finding(
             WARNING,
             f"labels have {len(values)} values",
             "each becomes a class, and memory grows with their number",
@@ -142,7 +156,7 @@ def _labels(
             " no image by mistake",
         )
     if values != tuple(range(len(values))):
-        yield _all(
+        yield _finding(
             NOTE,
             f"label values are {', '.join(map(str, values))}",
             f"the network counts them as classes 0 to {len(values) - 1}, and"
@@ -161,7 +175,7 @@ def _labels(
                     f" {len(labelled)} labels only ({_named([v.name for v in having])};"
                     f" {number} voxels)"
                 )
-            yield _all(
+            yield _finding(
                 WARNING,
                 what,
                 "such a class can hardly be learned, and may be a slip of a brush",
@@ -178,7 +192,7 @@ def _same_voxels(volumes: Sequence[Facts]) -> Iterator[Finding]:
         if len(same) < 2:
             continue
         several = len({volume.patient for volume in same}) > 1
-        yield _all(
+        yield _finding(
             WARNING,
             f"{_named([v.name for v in same])} have the same voxels",
             "patients of training and test may be the same, and scores too good"
@@ -197,7 +211,7 @@ def _directions(volumes: Sequence[Facts]) -> Iterator[Finding]:
         if cosine < SAME_DIRECTION
     ]
     if astray:
-        yield _all(
+        yield _finding(
             WARNING,
             f"{len(astray)} of {len(volumes)} volumes count slices in another direction"
             f" than most ({_named(astray)})",
@@ -217,7 +231,7 @@ def _turned_over(dataset: Dataset, volumes: Sequence[Facts]) -> Iterator[Finding
     }
     turned = list(_turned(labels))
     if turned:
-        yield _all(
+        yield _finding(
             WARNING,
             f"labels of {len(turned)} volumes fit those of the others upside down along"
             f" the slices ({_named(turned)})",
@@ -227,7 +241,7 @@ def _turned_over(dataset: Dataset, volumes: Sequence[Facts]) -> Iterator[Finding
     grey = {v.name: np.array([v.profile]) for v in volumes}
     turned = [name for name in _turned(grey) if name not in labels]
     if turned:
-        yield _all(
+        yield _finding(
             NOTE,
             f"grey values of {len(turned)} unlabelled volumes fit those of the others"
             f" upside down along the slices ({_named(turned)})",
@@ -263,7 +277,7 @@ def _turned(profiles: Mapping[str, np.ndarray]) -> Iterator[str]:
 def _heights(volumes: Sequence[Facts]) -> Iterator[Finding]:
     few = [volume.name for volume in volumes if volume.slices < _FEW_SLICES]
     if few:
-        yield _all(
+        yield _finding(
             WARNING,
             f"fewer than {_FEW_SLICES} slices: {len(few)} of {len(volumes)} volumes"
             f" ({_named(few)})",
@@ -278,7 +292,7 @@ def _heights(volumes: Sequence[Facts]) -> Iterator[Finding]:
         if max(mm / middle, middle / mm) > _HEIGHT_RATIO
     ]
     if odd:
-        yield _all(
+        yield _finding(
             WARNING,
             f"{len(odd)} of {len(volumes)} volumes are far higher or lower than the"
             f" others, of {min(height.values()):.0f} to {max(height.values()):.0f} mm,"
@@ -295,7 +309,7 @@ def _scales(volumes: Sequence[Facts], plans: Plans) -> Iterator[Finding]:
     if any(max(sizes) > _SCALE_RATIO * min(sizes) for sizes in sides):
         sizes = [size for side in sides for size in side]
         middle = statistics.median(sizes)
-        yield _all(
+        yield _finding(
             WARNING,
             f"pixels are {min(sizes):.3g} to {max(sizes):.3g} mm large",
             "the network sees the same organ at several scales",
@@ -307,7 +321,7 @@ def _orientations(volumes: Sequence[Facts]) -> Iterator[Finding]:
     codes = Counter(volume.orientation for volume in volumes)
     if len(codes) > 1:
         listed = ", ".join(f"{number} {code}" for code, number in codes.most_common())
-        yield _all(
+        yield _finding(
             NOTE,
             f"volumes are stored in several orientations ({listed})",
             "they are turned alike, and predictions are turned back",
@@ -317,11 +331,9 @@ def _orientations(volumes: Sequence[Facts]) -> Iterator[Finding]:
 
 def _specks(volumes: Sequence[Facts], plans: Plans) -> Iterator[Finding]:
     if plans.clips and tuple(plans.clips) != (0, 100):
-        low = max(i for i, p in enumerate(PERCENTILES) if p <= plans.clips[0])
-        high = min(i for i, p in enumerate(PERCENTILES) if p >= plans.clips[1])
         for volume in volumes:
-            if volume.percentiles[low] == volume.percentiles[high]:
-                yield _all(
+            if is_flat(volume, plans.clips):
+                yield _finding(
                     ERROR,
                     f"between the percentiles {plans.clips[0]:g} and"
                     f" {plans.clips[1]:g}, where it is clipped, all is one grey value",
@@ -331,13 +343,9 @@ def _specks(volumes: Sequence[Facts], plans: Plans) -> Iterator[Finding]:
                 )
     if plans.clips is None or tuple(plans.clips) != (0, 100):
         return
-    specks = []
-    for volume in volumes:
-        low, high, most = (volume.percentiles[k] for k in (1, -2, -1))
-        if most - high > 10 * (high - low):
-            specks.append(volume.name)
+    specks = [volume.name for volume in volumes if has_specks(volume)]
     if specks:
-        yield _all(
+        yield _finding(
             WARNING,
             f"{len(specks)} volumes have specks of ten times the usual range of grey"
             f" values ({_named(specks)})",
@@ -365,7 +373,7 @@ def _crops(volumes: Sequence[Facts], plans: Plans) -> Iterator[Finding]:
         filled.append(math.prod(min(1.0, 1 / side) for side in sides))
     seen, filled = statistics.median(seen), statistics.median(filled)
     if seen < 0.5:
-        yield _all(
+        yield _finding(
             WARNING,
             f"a crop of {plans.crop[0]} x {plans.crop[1]} pixels shows {seen:.0%} of"
             " the side of a slice",
@@ -373,7 +381,7 @@ def _crops(volumes: Sequence[Facts], plans: Plans) -> Iterator[Finding]:
             "a larger crop=, or coarser pixels by --config.data.prepare.spacing",
         )
     if filled < 0.25:
-        yield _all(
+        yield _finding(
             WARNING,
             f"slices fill {filled:.0%} of a crop of {plans.crop[0]} x {plans.crop[1]}",
             "the rest is padding, which costs time",
@@ -395,14 +403,14 @@ def _positives(volumes: Sequence[Facts], plans: Plans) -> Iterator[Finding]:
         f" included (threshold {plans.threshold:g})"
     )
     if number > _MANY_POSITIVES * keys:
-        yield _all(
+        yield _finding(
             WARNING,
             text,
             "nearly everything counts as alike",
             f"a smaller {key}",
         )
     elif number < 1 + _FEW_POSITIVES:
-        yield _all(
+        yield _finding(
             WARNING,
             text,
             "PCL is then nearly SimCLR",
