@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LEVELS = 4
+PREFETCH = 2  # batches that each worker makes ahead
+torch.backends.cudnn.benchmark = True  # sizes stay the same: let it choose
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:
@@ -204,6 +206,7 @@ def loader(dataset: Views, batch_size: int, workers: int) -> Iterator:
             batch_size=batch_size,
             shuffle=False,
             num_workers=workers,
+            prefetch_factor=PREFETCH,
             pin_memory=torch.cuda.is_available(),
             multiprocessing_context="forkserver" if workers else None,
         )

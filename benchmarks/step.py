@@ -6,6 +6,7 @@ cpu: width 32, 128 x 128, 16 slices; paper: width 48, 352 x 352, 32 slices (fine
 10). All ways in one process, in turns; medians. Without PyTorch and batchgenerators
 only pclseg is measured. FLOP are those of the convolutions, three times the forward
 ones; the ceilings are a bfloat16 matrix product and a copy, measured here too.
+`--slices 16384 --groups 128` is a large batch, whose groups are embedded in turn.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,8 @@ from pclseg.train import optimizer
 from pclseg.train.step import init_state, make_train_step
 
 SIZES = {
-    "cpu": dict(width=32, crop=128, pretrain=16, finetune=10, shrink=0.5),
-    "paper": dict(width=48, crop=352, pretrain=32, finetune=10, shrink=1.0),
+    "cpu": dict(width=32, crop=128, pretrain=16, finetune=10, shrink=0.5, groups=1),
+    "paper": dict(width=48, crop=352, pretrain=32, finetune=10, shrink=1.0, groups=1),
 }
 CLASSES = 4
 Way = Callable[[], object]
@@ -49,16 +51,21 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--only", nargs="+", help="ways with one of these in their name"
     )
+    parser.add_argument("--slices", type=int, help="of a batch, instead of the size's")
+    parser.add_argument("--groups", type=int, default=1, help="embedded in turn")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--trace", type=Path, help="FILE.json.gz of the first way")
     measuring.add_out(parser)
     args = parser.parse_args(argv)
-    size = SIZES[args.size]
+    size = SIZES[args.size] | {"groups": args.groups}
+    if args.slices:
+        size[args.stage] = args.slices
     ways, planned = {}, {}
-    for name, make in candidates(args, size).items():
-        if not args.only or any(text in name for text in args.only):
-            measuring.tell(f"compiling {name}")
-            ways[name], planned[name] = make()
+    for name, make in chosen(candidates(args, size), args.only).items():
+        measuring.tell(f"compiling {name}")
+        ways[name], planned[name] = make()
+        look = measuring.in_turns({name: ways[name]}, repeats=1)[name]
+        measuring.tell(f"{name}: {1e3 * look / args.steps:.1f} ms, at a first look")
     seconds = measuring.in_turns(ways, repeats=args.repeats)
     if args.trace:
         trace(next(iter(ways.values())), args.trace)
@@ -75,11 +82,12 @@ def main(argv: list[str]) -> None:
             "tflop_per_s": 1e-12 * flop / step,
             "flop_share": flop / step / ceilings["flop_per_s"],
         }
-        if bytes_moved := planned[name]:
+        if plan := planned[name]:
             floor = max(
-                flop / ceilings["flop_per_s"], bytes_moved / ceilings["bytes_per_s"]
+                flop / ceilings["flop_per_s"],
+                2**30 * plan["gib_moved"] / ceilings["bytes_per_s"],
             )
-            row |= {"gib_moved": bytes_moved / 2**30, "roofline_share": floor / step}
+            row |= {**plan, "roofline_share": floor / step}
         rows.append(row)
     print(text(rows))
     given = {"stage": args.stage, "size": {"name": args.size, **size}}
@@ -88,7 +96,7 @@ def main(argv: list[str]) -> None:
 
 
 def candidates(args: argparse.Namespace, size: dict[str, Any]) -> dict[str, Callable]:
-    """{way: function that makes it, with the bytes that a step of it moves}."""
+    """{way: function that makes it, with what the compiler plans for a step of it}."""
     ways = {
         f"pclseg {dtype}, {augment}": lambda dtype=dtype, augment=augment: ours(
             args.stage, size, args.steps, dtype=dtype, augment=augment == "augmented"
@@ -104,15 +112,29 @@ def candidates(args: argparse.Namespace, size: dict[str, Any]) -> dict[str, Call
     return ways
 
 
+def chosen(ways: dict[str, Callable], only: list[str] | None) -> dict[str, Callable]:
+    """Those with one of these texts in their name, in the order of the texts."""
+    return {
+        name: make
+        for text in only or [""]
+        for name, make in ways.items()
+        if text in name
+    }
+
+
 def ours(
     stage: str, size: dict[str, Any], steps: int, *, dtype: str, augment: bool
-) -> tuple[Way, float]:
+) -> tuple[Way, dict[str, float]]:
     """`steps` steps of pclseg on one device, as its loop runs them."""
     config = stage_config(stage, size, dtype=dtype, augment=augment)
     run, compiled = steps_on(jax.devices()[:1], config, example(stage, size), steps)
     cost = compiled.cost_analysis() or {}
     cost = cost[0] if isinstance(cost, list) else cost
-    return run, float(cost.get("bytes accessed", 0.0))
+    moved, held = cost.get("bytes accessed"), compiled.memory_analysis()
+    if not moved or held is None:
+        return run, {}
+    gib = {"gib_moved": moved, "gib_held": held.temp_size_in_bytes}
+    return run, {name: value / 2**30 for name, value in gib.items()}
 
 
 def steps_on(
@@ -151,6 +173,8 @@ def stage_config(
     """The stage of `configs/pcl_acdc.py` at a size of this benchmark."""
     config = load_config("configs/pcl_acdc.py:size=paper")[stage]
     config.model.width, config.model.dtype = size["width"], dtype
+    if (groups := size["groups"]) > 1:
+        config.model.bn_groups, config.method.groups_in_turn = groups, True
     none, spatial = dict(name="none"), measuring.spatial(shrink=size["shrink"])
     config.augment = ml_collections.ConfigDict(spatial if augment else none)
     return config
@@ -169,7 +193,7 @@ def example(stage: str, size: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def theirs(
     args: argparse.Namespace, size: dict[str, Any], *, best: bool
-) -> tuple[Way, float]:
+) -> tuple[Way, dict[str, float]]:
     """The same in PyTorch, on a batch that lies on the device."""
     import torch
 
@@ -189,10 +213,12 @@ def theirs(
             loss = step(image, *rest)
         loss.item()
 
-    return run, 0.0
+    return run, {}
 
 
-def theirs_fed(args: argparse.Namespace, size: dict[str, Any]) -> tuple[Way, float]:
+def theirs_fed(
+    args: argparse.Namespace, size: dict[str, Any]
+) -> tuple[Way, dict[str, float]]:
     """Eager PyTorch fed by workers that augment with batchgenerators."""
     import peer
 
@@ -200,14 +226,19 @@ def theirs_fed(args: argparse.Namespace, size: dict[str, Any]) -> tuple[Way, flo
     labels = args.stage == "finetune"
     dataset = peer.Views(size["crop"], shrink=size["shrink"], labels=labels)
     batches = peer.loader(dataset, size[args.stage], args.workers)
+    measured = max(args.steps, args.workers)
 
-    def run() -> None:
-        for _ in range(args.steps):
+    def run() -> float:
+        for _ in range(peer.PREFETCH * args.workers):
+            next(batches)  # made while others were measured
+        start = time.perf_counter()
+        for _ in range(measured):
             batch = [x.to(device, non_blocking=True) for x in next(batches)]
             loss = step(*batch)
         loss.item()
+        return (time.perf_counter() - start) / measured * args.steps
 
-    return run, 0.0
+    return run, {}
 
 
 def their_step(stage: str, size: dict[str, Any], *, best: bool):
