@@ -197,6 +197,7 @@ def train_stage(run: Run, stage: Stage) -> None:
         log.info("%s: finished before, skipped", stage.name)
         return
     folder.mkdir(parents=True, exist_ok=True)
+    run.stop.moved()  # others are waited for from here on, in the first step too
     settings = stage.config.train
     checkpoints = Checkpoints(
         folder / "checkpoints", keep=settings.keep, writes=processes.is_first()

@@ -1,11 +1,13 @@
 """Compiled code is kept for the next run; too little memory is told with what helps."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
+from tiny import main_env, run_main, tiny_args
 
 from pclseg import main, rundir
 from pclseg.compiled import keep_compiled
@@ -67,6 +69,23 @@ def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, monkeypatch):
         assert jax.config.jax_compilation_cache_dir is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize("pipeline", ["numpy", "device", "tf"])
+def test_nothing_is_compiled_once_training_goes_on(tmp_path, pipeline):
+    if pipeline == "tf" and not importlib.util.find_spec("tensorflow"):
+        pytest.skip("TensorFlow is not installed")
+    raw, store = tmp_path / "raw", tmp_path / "store"
+    args = tiny_args(raw, store, tmp_path / "run", data__pipeline=pipeline)
+    done = run_main(args, env=main_env(devices=2, JAX_LOG_COMPILES="1"))
+    assert done.returncode == 0, done.stderr
+    for first, last in [
+        ("pretrain step 4/24", "pretrain step 24/24"),
+        ("finetune step 8/24", "finetune step 24/24"),  # the first validation is before
+    ]:
+        before, _, rest = done.stderr.partition(first)
+        assert "Compiling" in before
+        assert "Compiling" not in rest.partition(last)[0]
 
 
 def test_out_of_memory_is_one_line_with_what_helps(tmp_path, monkeypatch, capsys):

@@ -51,7 +51,7 @@ class StopFlag:
 
     def check(self) -> None:
         """Raises Stopped if this or another process was asked to end."""
-        self._poll()
+        self.moved()
         if processes.any_of(self.requested):
             raise Stopped
 
@@ -61,7 +61,7 @@ class StopFlag:
         All must ask after every step.
         """
         before = self._polled
-        self._poll()
+        self.moved()
         if processes.count() == 1:
             return self.requested
         self._steps_left -= 1
@@ -97,14 +97,16 @@ class StopFlag:
             self._may_raise = before and not self.requested
 
     def watch(self, seconds: float) -> None:
-        """From the first poll on ends this process if nothing polls for so long.
+        """Ends a process that stands still, from the next `moved` or question on.
 
+        It stands still where none of them follows for so many seconds.
         Where one of several processes is stuck, the others wait for it in a collective
         that never returns. The stack of every thread is printed; the exit code is 70.
         """
         self._stall_seconds = seconds
 
-    def _poll(self) -> None:
+    def moved(self) -> None:
+        """Work goes on: for `watch`."""
         self._polled = time.monotonic()
         if self._stall_seconds:
             threading.Thread(
