@@ -13,6 +13,8 @@ COMMANDS = {  # name: (module with a `main`, what it does)
     "train": ("pclseg.main", "prepare, pre-train, fine-tune, evaluate"),
     "watch": ("pclseg.cli.watch", "a live view of a run"),
     "predict": ("pclseg.cli.predict", "segment new images with a finished run"),
+    "share": ("pclseg.cli.share", "a model folder of finished runs, to hand on"),
+    "export": ("pclseg.cli.export", "a trained model as a function for jax alone"),
     "table": ("pclseg.cli.table", "compare finished runs in text"),
     "figures": ("pclseg.cli.figures", "draw finished runs"),
     "report": ("pclseg.cli.report", "one HTML page about finished runs"),

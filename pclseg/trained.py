@@ -1,30 +1,23 @@
-"""A finished run as a function from image files to label files."""
+"""What was trained as a function from images to labels, in memory or in files."""
 
 import dataclasses
 import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from pclseg import building, rundir, scoring
-from pclseg.config import settings
+from pclseg import building, network, scoring
 from pclseg.data.datasets.base import Case, num_frames, safe_name, stem
 from pclseg.data.geometry import Geometry
-from pclseg.data.prepare import Options, prepare_case
+from pclseg.data.prepare import Options, prepare_array, prepare_case
 from pclseg.data.volume import restore_label, restore_probabilities
-from pclseg.data.volume_file import write_volume
+from pclseg.data.volume_file import check_affine, check_image, write_volume
 from pclseg.errors import UserError
 from pclseg.evaluation.inference import MULTIPLE, Predictor, mean_of, with_flips
-from pclseg.files import read_json
-from pclseg.named import checked_call
+from pclseg.network import Network
 from pclseg.scoring import LEAST_TILE
-from pclseg.state import TrainState
-from pclseg.train.checkpoint import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +27,53 @@ class Segmenter:
     """A trained network, or several whose mean counts, with all that surrounds it.
 
     Attributes:
-        predict: prepared image [Z, H, W] -> probabilities [Z, H, W, K].
+        predictor: prepared image [Z, H, W] -> probabilities [Z, H, W, K].
         options: how images are prepared.
         class_names: of class id 0, 1, ..., the background first.
         label_values: of the same classes in label files.
         channel: the one to read of a 4-D image; -1 for every frame.
     """
 
-    predict: Predictor
+    predictor: Predictor
     options: Options
     class_names: tuple[str, ...]
     label_values: tuple[int, ...]
     channel: int
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """The value of every class in label files, by its name."""
+        return dict(zip(self.class_names, self.label_values, strict=True))
+
+    def predict(
+        self,
+        volume: np.ndarray,
+        spacing: Sequence[float] = (),
+        *,
+        affine: np.ndarray | None = None,
+        probabilities: bool = False,
+    ) -> np.ndarray:
+        """Segments a volume in memory.
+
+        Args:
+            volume: [X, Y, Z] whole or real numbers, as `nibabel` reads them. The axes
+                run to the right, to the front and upwards, unless `affine` says else.
+            spacing: (x, y, z) mm of its voxels.
+            affine: [4, 4], voxel index to mm (RAS+), in place of `spacing`.
+            probabilities: whether to return those of the classes.
+
+        Returns:
+            [X, Y, Z] label values; or [X, Y, Z, K] float32 probabilities.
+
+        Raises:
+            UserError: the volume cannot be segmented.
+        """
+        array, affine = _checked(volume, spacing, affine)
+        image, geometry, _ = prepare_array(array, affine, self.options)
+        probs = self.predictor(image)
+        if probabilities:
+            return restore_probabilities(probs, geometry)
+        return restore_label(probs, geometry, label_values=self.label_values)
 
     def probabilities(self, case: Case) -> tuple[np.ndarray, Geometry]:
         """Class probabilities [Z, H, W, K] as prepared, and where they lie.
@@ -54,111 +82,89 @@ class Segmenter:
             UserError: the image cannot be used; the message names the file.
         """
         volume = prepare_case(case, self.options, self.label_values)
-        return self.predict(volume.image), volume.info.geometry
+        return self.predictor(volume.image), volume.info.geometry
 
-    def segment(self, case: Case) -> np.ndarray:
-        """Label values [X, Y, Z] on the grid of the case's image.
 
-        Raises:
-            UserError: as of `probabilities`.
-        """
-        probs, geometry = self.probabilities(case)
-        return restore_label(probs, geometry, label_values=self.label_values)
+def _checked(
+    volume: np.ndarray, spacing: Sequence[float], affine: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The volume and its affine, as a file would give them."""
+    array = np.asarray(volume)
+    if array.ndim != 3 or array.dtype.kind not in "iuf":
+        raise UserError(
+            f"the volume has shape {array.shape} and dtype {array.dtype}; expected"
+            " [X, Y, Z] of whole or real numbers."
+        )
+    check_image(array)
+    array = array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+    if affine is None:
+        sizes = np.asarray(spacing, np.float64)
+        if sizes.shape != (3,) or not (np.isfinite(sizes) & (sizes > 0)).all():
+            raise UserError(
+                f"spacing is {tuple(spacing)}; expected three sizes in mm, or give"
+                " affine."
+            )
+        affine = np.diag([*sizes, 1.0])
+    if np.shape(affine) != (4, 4):
+        raise UserError(f"affine has shape {np.shape(affine)}; expected (4, 4).")
+    return array, check_affine(np.asarray(affine, np.float64))
 
 
 def load_segmenter(
-    runs: Sequence[Path],
+    paths: Sequence[Path | str],
     *,
-    batch_size: int,
+    batch_size: int = 10,
     tile: int | None = None,
     flips: bool = False,
 ) -> Segmenter:
-    """Loads the last segmentation stage of finished runs, as one.
+    """Loads what finished runs, or model folders, have learnt, as one.
 
     Args:
-        runs: run directories; of several, such as folds and seeds, the mean of the
-            probabilities counts.
+        paths: run directories, of which the last segmentation stage counts, model
+            folders, or names of models on the Hugging Face hub; of several, such as
+            folds and seeds, the mean of the probabilities counts.
         batch_size: slices, or tiles, a forward pass.
         tile: side of tiles, a multiple of 16; None for whole slices.
         flips: whether to take the mean over in-plane mirror images.
 
     Raises:
-        UserError: one is no run directory, that stage is not finished, or they differ
-            in classes or in how images are prepared.
+        UserError: one is neither, not finished or damaged, or they differ in classes or
+            in how images are prepared.
     """
     if tile is not None and (tile < LEAST_TILE or tile % MULTIPLE):
         raise UserError(
             f"--tile is {tile}; expected a multiple of {MULTIPLE} of {LEAST_TILE} or"
             " more."
         )
-    found = [_load(run, batch_size=batch_size, tile=tile) for run in runs]
-    for run, other in zip(runs, found, strict=True):
-        for name in ("class_names", "label_values", "channel", "options"):
-            mine, theirs = getattr(found[0], name), getattr(other, name)
-            if mine != theirs:
-                raise UserError(
-                    f"{run} and {runs[0]} cannot predict together: {name} is {theirs}"
-                    f" there, {mine} here; take runs of one dataset and preparation."
-                )
-    predict = mean_of([each.predict for each in found])
-    return dataclasses.replace(
-        found[0], predict=with_flips(predict) if flips else predict
-    )
-
-
-def _load(run: Path, *, batch_size: int, tile: int | None) -> Segmenter:
-    config = rundir.read_config(run)
-    dataset = read_json(run / "dataset.json")
-    methods = {name: building.build_method(config[name]) for name in config.stages}
-    able = [name for name in config.stages if methods[name].predict is not None]
-    if not able:
-        raise UserError(f"{run} trained no segmentation; its stages: {config.stages}.")
-    name = able[-1]
-    building.check_finished(run / name)
-    step, params, batch_stats = load_weights(run / name / "checkpoints")
-    log.info("weights of %s, step %d", run / name, step)
-    state = TrainState(
-        step=jnp.int32(step),
-        params=params,
-        opt_state={},
-        model_state={"batch_stats": batch_stats},
-        method_state={},
-    )
+    networks = [each for path in paths for each in network.read(path)]
+    network.check_alike(networks)
+    predict = predictor(networks, batch_size=batch_size, tile=tile)
+    first = networks[0]
     return Segmenter(
-        predict=scoring.volume_predictor(
-            methods[name],
-            state,
-            crop_size=tuple(config[name].data.crop_size),
-            batch_size=batch_size,
-            tile=tile,
-        ),
-        options=options_of(run, config.data.prepare, slice_axis=dataset["slice_axis"]),
-        class_names=tuple(dataset["class_names"]),
-        label_values=tuple(dataset["label_values"]),
-        channel=dataset["channel"],
+        predictor=with_flips(predict) if flips else predict,
+        options=first.options,
+        class_names=first.class_names,
+        label_values=first.label_values,
+        channel=first.channel,
     )
 
 
-def options_of(
-    run: Path, prepare: ml_collections.ConfigDict, *, slice_axis: int
-) -> Options:
-    """How a run prepared its volumes.
-
-    Args:
-        run: the run directory, for the message.
-        prepare: `config.data.prepare` as the run saved it.
-        slice_axis: the one that most of its volumes were sliced along.
-
-    Raises:
-        UserError: a setting is missing or unknown: another version saved it.
-    """
-    values = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in settings(prepare).items()
-        if key not in ("workers", "slice_axis")
-    }
-    what = f"config.data.prepare of {run}"
-    return checked_call(Options, what, slice_axis=slice_axis, **values)
+def predictor(
+    networks: Sequence[Network], *, batch_size: int, tile: int | None = None
+) -> Predictor:
+    """Prepared image [Z, H, W] -> mean probabilities [Z, H, W, K] of networks."""
+    return mean_of(
+        [
+            scoring.volume_predictor(
+                building.build_method(each.stage),
+                each.state(),
+                crop_size=tuple(each.stage.data.crop_size),
+                batch_size=batch_size,
+                tile=tile,
+            )
+            for each in networks
+        ]
+    )
 
 
 def cases_of(paths: Sequence[Path], *, channel: int) -> list[Case]:
@@ -282,6 +288,6 @@ def _check_spared(
 
 
 def _voxels(label: np.ndarray, segmenter: Segmenter) -> str:
-    named: Any = zip(segmenter.class_names, segmenter.label_values, strict=True)
+    named = zip(segmenter.class_names, segmenter.label_values, strict=True)
     counted = [f"{name} {int((label == value).sum())}" for name, value in named]
     return "voxels of " + ", ".join(counted[1:])

@@ -3,15 +3,15 @@
 import dataclasses
 import json
 import logging
+from types import SimpleNamespace
 
 import jax
 import nibabel as nib
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from tiny_nifti import ROOT, clean_process, image, options_of, write
 
-from pclseg import scoring, trained
+from pclseg import network, scoring, trained
 from pclseg.cli import predict
 from pclseg.config import load_config
 from pclseg.data.prepare import Options
@@ -26,7 +26,7 @@ def by_brightness(volume):
 
 
 SEGMENTER = Segmenter(
-    predict=by_brightness,
+    predictor=by_brightness,
     options=Options(
         slice_axis=2,
         spacing=(),
@@ -57,11 +57,13 @@ def test_a_label_file_lies_on_its_image_with_the_values_of_training(tmp_path):
 
 def test_a_run_prepares_new_images_as_its_config_says():
     config = load_config(f"{ROOT}/configs/chd_to_mmwhs.py").data.prepare
-    saved = ConfigDict(json.loads(config.to_json_best_effort()))  # lists for tuples
-    assert trained.options_of(ROOT, saved, slice_axis=2) == options_of("chd_to_mmwhs")
-    del saved.integers
-    with pytest.raises(UserError, match=rf"prepare of {ROOT} needs .* 'integers'"):
-        trained.options_of(ROOT, saved, slice_axis=2)
+    saved = json.loads(config.to_json_best_effort())  # lists for tuples
+    saved |= {"slice_axis": 2}
+    del saved["workers"]
+    assert network.options_of("saved", saved) == options_of("chd_to_mmwhs")
+    del saved["integers"]
+    with pytest.raises(UserError, match=r"saved needs .* 'integers'"):
+        network.options_of("saved", saved)
 
 
 def test_frames_get_a_file_each(tmp_path):
@@ -181,24 +183,20 @@ def test_probabilities_lie_on_the_image_too(tmp_path):
     np.testing.assert_allclose(probs.sum(axis=-1), 1)
 
 
-def test_several_runs_predict_as_their_mean(tmp_path, monkeypatch):
-    def constant(value):
-        return lambda volume: np.full((*volume.shape, 2), value, np.float32)
+def test_networks_predict_as_their_mean(monkeypatch):
+    def constant(_, state, **more):
+        return lambda volume: np.full((*volume.shape, 2), state, np.float32)
 
-    runs = {
-        "one": dataclasses.replace(SEGMENTER, predict=constant(0.2)),
-        "two": dataclasses.replace(SEGMENTER, predict=constant(0.6)),
-        "other": dataclasses.replace(SEGMENTER, label_values=(0, 1)),
-    }
-    monkeypatch.setattr(trained, "_load", lambda run, **_: runs[run.name])
-
-    def load(*names):
-        return trained.load_segmenter([tmp_path / n for n in names], batch_size=2)
-
+    monkeypatch.setattr(scoring, "volume_predictor", constant)
+    monkeypatch.setattr(trained.building, "build_method", lambda stage: None)
+    stage = SimpleNamespace(data=SimpleNamespace(crop_size=(16, 16)))
+    networks = [
+        SimpleNamespace(stage=stage, state=lambda value=value: value)
+        for value in (0.2, 0.6)
+    ]
+    predict = trained.predictor(networks, batch_size=2)
     volume = np.zeros((2, 3, 4), np.float32)
-    np.testing.assert_allclose(load("one", "two").predict(volume), 0.4, rtol=1e-6)
-    with pytest.raises(UserError, match=r"other and .*one cannot predict together"):
-        load("one", "other")
+    np.testing.assert_allclose(predict(volume), 0.4, rtol=1e-6)
 
 
 def test_out_of_memory_halves_batches_then_tiles_and_says_so(monkeypatch, caplog):

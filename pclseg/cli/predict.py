@@ -26,10 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--run",
-        type=Path,
+        "--model",
+        dest="run",
         nargs="+",
         required=True,
-        help="a run's --workdir; of several, such as all folds, the mean",
+        metavar="FOLDER",
+        help="a run's --workdir, a model folder of `pclseg share`, or its name on the"
+        " Hugging Face hub; of several, such as all folds, the mean",
     )
     parser.add_argument(
         "--images", nargs="+", required=True, help="NIfTI files, folders or globs"

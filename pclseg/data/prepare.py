@@ -32,7 +32,7 @@ from pclseg.data.datasets.base import (
     Stray,
     open_nifti,
 )
-from pclseg.data.geometry import prepared_geometry
+from pclseg.data.geometry import Geometry, prepared_geometry
 from pclseg.data.tfds_store import CaseInfo, Volume
 from pclseg.data.volume import prepare_image, prepare_label, stray_notes
 from pclseg.data.volume_file import load_case, naming
@@ -309,20 +309,7 @@ def prepare_case(
     """
     loaded = load_case(case)
     with naming(case, case.image_path):
-        geometry, shape, spacing = prepared_geometry(
-            loaded.image.shape,
-            loaded.affine,
-            slice_axis=options.slice_axis,
-            spacing=options.spacing,
-        )
-        image = prepare_image(
-            loaded.image,
-            geometry,
-            clip_percentiles=options.clip_percentiles,
-            integers=options.integers,
-            replace_below=options.replace_below,
-            image_order=options.image_order,
-        )
+        image, geometry, spacing = prepare_array(loaded.image, loaded.affine, options)
     label = None
     if loaded.label is not None:
         with naming(case, case.label_path):
@@ -339,7 +326,7 @@ def prepare_case(
         name=case.name,
         patient=case.patient,
         frame=case.frame,
-        shape=shape,
+        shape=geometry.shape,
         spacing=spacing,
         labelled=label is not None,
         spacing_known=case.spacing_known,
@@ -348,6 +335,36 @@ def prepare_case(
         image_path=str(case.image_path.absolute()),
     )
     return Volume(info, image, label)
+
+
+def prepare_array(
+    array: np.ndarray, affine: np.ndarray, options: Options
+) -> tuple[np.ndarray, Geometry, tuple[float, float, float]]:
+    """An image as the network sees it.
+
+    Args:
+        array: [X, Y, Z], finite, not constant.
+        affine: [4, 4] float64, voxel index to mm (RAS+).
+        options: how it is prepared.
+
+    Returns:
+        float32 [Z, H, W]; where it lies; its spacing (z, y, x) in mm.
+
+    Raises:
+        UserError: an option out of range, a single slice, or all voxels the same.
+    """
+    geometry, _, spacing = prepared_geometry(
+        array.shape, affine, slice_axis=options.slice_axis, spacing=options.spacing
+    )
+    image = prepare_image(
+        array,
+        geometry,
+        clip_percentiles=options.clip_percentiles,
+        integers=options.integers,
+        replace_below=options.replace_below,
+        image_order=options.image_order,
+    )
+    return image, geometry, spacing
 
 
 def _read_info(path: Path) -> CaseInfo | None:

@@ -118,7 +118,11 @@ def read_affine(source: nib.Nifti1Image | nib.Nifti2Image) -> np.ndarray:
     Raises:
         UserError: it cannot be inverted, so the axes of the file have no directions.
     """
-    affine = np.asarray(source.affine, np.float64)
+    return check_affine(np.asarray(source.affine, np.float64))
+
+
+def check_affine(affine: np.ndarray) -> np.ndarray:
+    """The affine; raises UserError where it cannot be inverted."""
     usable = np.isfinite(affine).all()
     usable = usable and abs(np.linalg.det(affine[:3, :3])) >= 1e-12
     if not usable or np.isnan(nib.io_orientation(affine)).any():

@@ -1,0 +1,219 @@
+"""A trained model as one file that runs without pclseg: a `jax.export` artefact."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jinja2
+import numpy as np
+from jax import core, export
+
+from pclseg import __version__, building, network
+from pclseg.data.geometry import Geometry
+from pclseg.data.prepare import Options
+from pclseg.data.volume import prepare_image
+from pclseg.errors import UserError
+from pclseg.evaluation.inference import MULTIPLE
+from pclseg.files import replacing
+from pclseg.network import Network
+from pclseg.trained import predictor
+
+Array = jax.Array
+PLATFORMS = ("cpu", "cuda", "tpu")
+TOLERANCE = 1e-4  # of probabilities, against pclseg itself
+_CHECKED = ((3, 45, 70), (2, 64, 64))
+# Canonical axes: their slices, and where they run to.
+_SLICES = ("sagittal", "coronal", "axial")
+_TOWARDS = ("the right", "the front", "the head")
+
+
+def write_export(
+    folder: Path, networks: Sequence[Network], *, platforms: Sequence[str] = PLATFORMS
+) -> float:
+    """Writes model.jax_export and a README.md that says how to call it.
+
+    Args:
+        folder: must not exist; it appears whole or not at all.
+        networks: alike.
+        platforms: "cpu", "cuda", "tpu": where it is to run.
+
+    Returns:
+        The largest difference of probabilities to those of pclseg, on noise.
+
+    Raises:
+        UserError: the networks are not alike, the folder exists or cannot be written,
+            or the numbers differ by more than TOLERANCE.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists; name a new folder.")
+    here = _platform()
+    if here not in platforms:
+        raise UserError(
+            f"--platforms is {' '.join(platforms)}; add {here}, this machine's, where"
+            " the numbers are checked."
+        )
+    data = export_model(networks, platforms=platforms).serialize()
+    apart = _difference(data, networks)
+    if not apart <= TOLERANCE:
+        raise UserError(
+            f"the exported function differs from pclseg by {apart:.2g} in probability;"
+            " nothing was written: report this with the versions of `pclseg doctor`."
+        )
+    first = networks[0]
+    axis = int(first.options.slice_axis)
+    columns, rows = sorted({0, 1, 2} - {axis})
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pclseg"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = environment.get_template("export.md.jinja").render(
+        name=folder.name,
+        platforms=platforms,
+        jax=jax.__version__,
+        axis=_SLICES[axis],
+        towards=f"towards {_TOWARDS[axis]}",
+        rows=_TOWARDS[rows],
+        columns=_TOWARDS[columns],
+        spacing=_spacing(first.options.spacing),
+        classes=list(zip(first.class_names, first.label_values, strict=True)),
+        networks=len(networks),
+        checked=[" x ".join(map(str, shape)) for shape in _CHECKED],
+        version=__version__,
+        apart=f"{apart:.1g}",
+    )
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        (temporary / "model.jax_export").write_bytes(data)
+        (temporary / "README.md").write_text(text, encoding="utf-8")
+    return apart
+
+
+def _platform() -> str:
+    backend = jax.default_backend()
+    return "cuda" if backend == "gpu" else backend
+
+
+def _spacing(spacing: Sequence[float]) -> str:
+    if not any(spacing):
+        return "Pixels are as large as in the training: none were resampled."
+    sizes = [f"{size:g} mm" if size else "the file's" for size in spacing]
+    return f"Pixels (H x W) are {' x '.join(sizes)}: resample yours to that."
+
+
+def _difference(data: bytearray, networks: Sequence[Network]) -> float:
+    """The largest difference of probabilities between the artefact and pclseg."""
+    exported = export.deserialize(data)
+    generator = np.random.default_rng(0)
+    options = networks[0].options
+    most = 0.0
+    for shape in _CHECKED:
+        noise = generator.normal(100, 30, shape).astype(np.float32)
+        geometry = Geometry(
+            file_shape=shape,
+            affine=tuple(map(tuple, np.eye(4).tolist())),
+            axes=(0, 1, 2),
+            flips=(False, False, False),
+            native_shape=shape,
+            native_spacing=(1.0, 1.0, 1.0),
+            shape=shape,
+        )
+        image = prepare_image(
+            noise,
+            geometry,
+            clip_percentiles=options.clip_percentiles,
+            integers=options.integers,
+            replace_below=options.replace_below,
+            image_order=options.image_order,
+        )
+        wanted = predictor(networks, batch_size=1)(image)
+        found = np.asarray(exported.call(noise)[1])
+        most = max(most, float(np.abs(found - wanted).max()))
+    return most
+
+
+def export_model(
+    networks: Sequence[Network], *, platforms: Sequence[str] = PLATFORMS
+) -> export.Exported:
+    """The function `volume [Z, H, W] -> (labels, probabilities)`, compiled for export.
+
+    The volume is float32 with intensities as in the file, its slices along the first
+    axis and already resampled to the spacing of the options; Z, H and W are free.
+    Inside are clipping, normalisation, padding, the networks, their mean, and the
+    values of labels. Labels are int32 [Z, H, W], probabilities float32 [Z, H, W, K].
+
+    Raises:
+        UserError: the networks are not alike.
+    """
+    network.check_alike(networks)
+    z, h, w = export.symbolic_shape("z, h, w", constraints=("z >= 2",))
+    shape = jax.ShapeDtypeStruct((z, h, w), jnp.float32)
+    function = jax.jit(as_function(networks))
+    return export.export(function, platforms=platforms)(shape)
+
+
+def as_function(networks: Sequence[Network]) -> Callable[[Array], tuple[Array, Array]]:
+    """What `export_model` exports, as a pure function."""
+    first = networks[0]
+    values = jnp.asarray(first.label_values, jnp.int32)
+    members = [
+        (building.build_method(each.stage).predict, each.state(), each.stage)
+        for each in networks
+    ]
+
+    def segment(volume: Array) -> tuple[Array, Array]:
+        image = _normalised(volume, first.options)
+        each = [
+            _probabilities(
+                functools.partial(predict, state),
+                image,
+                least=tuple(stage.data.crop_size),
+            )
+            for predict, state, stage in members
+            if predict is not None  # a Network segments
+        ]
+        probs = functools.reduce(jnp.add, each) / len(each)
+        return values[jnp.argmax(probs, axis=-1)], probs
+
+    return segment
+
+
+def _normalised(volume: Array, options: Options) -> Array:
+    """As `data.volume.prepare_image` does after resampling."""
+    image = jnp.trunc(volume) if options.integers else volume
+    if tuple(options.clip_percentiles) != (0, 100):
+        limits = jnp.percentile(image, jnp.asarray(options.clip_percentiles))
+        limits = jnp.trunc(limits) if options.integers else limits
+        image = jnp.clip(image, limits[0], limits[1])
+    if options.replace_below:
+        limit, value = options.replace_below
+        image = jnp.where(image < limit, value, image)
+    # Slice by slice, or the rounding of a long sum would show.
+    mean = image.mean(axis=(1, 2)).mean()
+    centred = image - mean
+    return centred / jnp.sqrt(jnp.square(centred).mean(axis=(1, 2)).mean())
+
+
+def _probabilities(
+    predict: Callable[[Array], Array], image: Array, *, least: tuple[int, int]
+) -> Array:
+    """As `evaluation.inference.predict_volume` does, one slice at a time."""
+    _, height, width = image.shape
+    high, wide = (
+        -(-core.max_dim(size, at_least) // MULTIPLE) * MULTIPLE
+        for size, at_least in zip((height, width), least, strict=True)
+    )
+    top, left = (high - height) // 2, (wide - width) // 2
+
+    def of_slice(plane: Array) -> Array:
+        around = ((top, high - height - top), (left, wide - width - left))
+        logits = predict(jnp.pad(plane, around)[None, ..., None])[0]
+        logits = jax.lax.dynamic_slice(
+            logits, (top, left, 0), (height, width, logits.shape[-1])
+        )
+        return jax.nn.softmax(logits.astype(jnp.float32))
+
+    return jax.lax.map(of_slice, image)

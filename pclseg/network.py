@@ -1,0 +1,289 @@
+"""Trained segmentation networks, from run directories and from model folders."""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from pclseg import __version__, building, rundir
+from pclseg.data.prepare import Options
+from pclseg.errors import UserError
+from pclseg.files import read_json, replacing, write_json
+from pclseg.named import checked_call
+from pclseg.state import TrainState
+from pclseg.train.checkpoint import load_weights
+
+log = logging.getLogger(__name__)
+
+MODEL_FILE = "model.json"
+FORMAT = 1  # of a model folder
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Of a stage's config what training alone needs, such as paths of the machine.
+_TRAINING_ONLY = ("init_from", "init_parts", "train", "optimizer")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """What is needed to segment new images.
+
+    Attributes:
+        source: where it comes from, for messages.
+        stage: the section of the config that it was trained by.
+        step: how many steps it was trained.
+        params: nested dicts of float32 arrays.
+        batch_stats: likewise.
+        options: how images are prepared.
+        class_names: of class id 0, 1, ..., the background first.
+        label_values: of the same classes in label files.
+        channel: the one to read of a 4-D image; -1 for every frame.
+    """
+
+    source: str
+    stage: ml_collections.ConfigDict
+    step: int
+    params: Mapping[str, Any]
+    batch_stats: Mapping[str, Any]
+    options: Options
+    class_names: tuple[str, ...]
+    label_values: tuple[int, ...]
+    channel: int
+
+    def state(self) -> TrainState:
+        """What `Method.predict` takes."""
+        return TrainState(
+            step=jnp.int32(self.step),
+            params=self.params,
+            opt_state={},
+            model_state={"batch_stats": self.batch_stats},
+            method_state={},
+        )
+
+
+def read(where: Path | str) -> list[Network]:
+    """The networks of a run directory (one) or of a model folder.
+
+    Args:
+        where: the folder; or "owner/name" of a model on the Hugging Face hub, where no
+            folder is called so. Downloads are kept where the environment variable
+            HF_HOME says; with HF_HUB_OFFLINE=1 nothing is looked for on the network.
+
+    Raises:
+        UserError: it is neither, not finished, damaged, or of another version.
+    """
+    path = Path(where)
+    if not path.exists() and _HUB_NAME.fullmatch(str(where)):
+        path = _fetched(str(where))
+    if (path / MODEL_FILE).is_file():
+        return _of_model(path)
+    return [of_run(path)]
+
+
+def of_run(run: Path) -> Network:
+    """The last segmentation stage of a finished run.
+
+    Raises:
+        UserError: `run` is no run directory, or that stage is not finished.
+    """
+    config = rundir.read_config(run)
+    dataset = read_json(run / "dataset.json")
+    methods = {name: building.build_method(config[name]) for name in config.stages}
+    able = [name for name in config.stages if methods[name].predict is not None]
+    if not able:
+        raise UserError(f"{run} trained no segmentation; its stages: {config.stages}.")
+    name = able[-1]
+    prepare = config.data.prepare.to_dict()
+    del prepare["workers"]
+    prepare["slice_axis"] = dataset["slice_axis"]  # that most were sliced along
+    building.check_finished(run / name)
+    step, params, batch_stats = load_weights(run / name / "checkpoints")
+    log.info("weights of %s, step %d", run / name, step)
+    return Network(
+        source=str(run),
+        stage=config[name],
+        step=step,
+        params=params,
+        batch_stats=batch_stats,
+        options=options_of(f"config.data.prepare of {run}", prepare),
+        class_names=tuple(dataset["class_names"]),
+        label_values=tuple(dataset["label_values"]),
+        channel=dataset["channel"],
+    )
+
+
+def options_of(what: str, values: Mapping[str, Any]) -> Options:
+    """How volumes are prepared, as saved in JSON.
+
+    Args:
+        what: what it is, for the message.
+        values: of the fields of Options, lists for tuples.
+
+    Raises:
+        UserError: a field is missing or unknown: another version saved it.
+    """
+    plain = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+    }
+    return checked_call(Options, what, **plain)
+
+
+def check_alike(networks: Sequence[Network]) -> None:
+    """Raises UserError where networks cannot predict together."""
+    first = networks[0]
+    for other in networks[1:]:
+        for name in ("class_names", "label_values", "channel", "options"):
+            mine, theirs = getattr(first, name), getattr(other, name)
+            if mine != theirs:
+                raise UserError(
+                    f"{other.source} and {first.source} cannot predict together:"
+                    f" {name} is {theirs} there, {mine} here; take runs of one dataset"
+                    " and preparation."
+                )
+
+
+def write_model(folder: Path, networks: Sequence[Network], card: str) -> None:
+    """Writes a model folder: weights, what they need, and the card.
+
+    Weights are in safetensors files, which hold numbers and no code. The folder appears
+    whole or not at all.
+
+    Args:
+        folder: must not exist.
+        networks: alike, see `check_alike`.
+        card: README.md.
+
+    Raises:
+        UserError: the folder exists, or cannot be written.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists; name a new folder.")
+    check_alike(networks)
+    first = networks[0]
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        members = []
+        for number, network in enumerate(networks, start=1):
+            name = f"weights_{number}.safetensors"
+            (temporary / name).write_bytes(save(_flat(network)))
+            stage = json.loads(network.stage.to_json_best_effort())
+            kept = {k: v for k, v in stage.items() if k not in _TRAINING_ONLY}
+            members.append(
+                {
+                    "weights": name,
+                    "sha256": _sha256(temporary / name),
+                    "step": network.step,
+                    "stage": kept,
+                }
+            )
+        write_json(
+            temporary / MODEL_FILE,
+            {
+                "format": FORMAT,
+                "pclseg": __version__,
+                "class_names": first.class_names,
+                "label_values": first.label_values,
+                "channel": first.channel,
+                "prepare": dataclasses.asdict(first.options),
+                "networks": members,
+            },
+        )
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def _fetched(name: str) -> Path:
+    """The local copy of a model on the hub."""
+    nowhere = f"there is no folder {name}"
+    try:
+        huggingface_hub = importlib.import_module("huggingface_hub")  # an extra
+    except ImportError:
+        raise UserError(
+            f"{nowhere}; to fetch a model of that name from the Hugging Face hub first"
+            " `pip install huggingface_hub`."
+        ) from None
+    patterns = [MODEL_FILE, "*.safetensors"]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except (OSError, ValueError) as error:  # its errors are of these
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{nowhere}, and the hub gives no such model: {reason}"
+        ) from error
+
+
+def _of_model(folder: Path) -> list[Network]:
+    path = folder / MODEL_FILE
+    content = read_json(path)
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is of format {content.get('format')}; this is pclseg"
+            f" {__version__}, which reads format {FORMAT}: install the version that"
+            " wrote it."
+        )
+    try:
+        shared: dict[str, Any] = dict(
+            options=options_of(f"'prepare' of {path}", content["prepare"]),
+            class_names=tuple(content["class_names"]),
+            label_values=tuple(content["label_values"]),
+            channel=content["channel"],
+        )
+        members = [
+            (m["weights"], m["sha256"], m["step"], m["stage"])
+            for m in content["networks"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} lacks {error}; a hand changed it: fetch the folder again."
+        ) from error
+    networks = []
+    for name, sha256, step, stage in members:
+        tree = _read_weights(folder / Path(name).name, sha256)
+        networks.append(
+            Network(
+                source=str(folder),
+                stage=ml_collections.ConfigDict(stage),
+                step=step,
+                params=tree["params"],
+                batch_stats=tree["batch_stats"],
+                **shared,
+            )
+        )
+    log.info("%d network(s) of %s", len(networks), folder)
+    return networks
+
+
+def _flat(network: Network) -> dict[str, np.ndarray]:
+    tree = {"params": network.params, "batch_stats": network.batch_stats}
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    return {name: np.ascontiguousarray(value) for name, value in flat.items()}
+
+
+def _read_weights(path: Path, sha256: str) -> dict[str, Any]:
+    advice = "fetch the folder again (with `git lfs pull` where git holds it)."
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; {advice}")
+    if _sha256(path) != sha256:
+        raise UserError(
+            f"{path} is not the file that {MODEL_FILE} names: it is cut short, was"
+            f" changed, or stands for a large file; {advice}"
+        )
+    try:
+        return traverse_util.unflatten_dict(load_file(path), sep="/")
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read ({error}); {advice}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
