@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import messages_page
 import ml_collections
 import nibabel as nib
 import numpy as np
@@ -35,6 +36,7 @@ from pclseg.data import workers
 from pclseg.errors import UserError
 
 CONFIG = ROOT / "configs" / "pcl_nifti.py"
+TABLE = "Commands and configs, as `pclseg train` finds them"
 # What a run may leave that got no further than its volumes; none of it is a result.
 CLAIMED = {".lock", "config.json", "run.json", "splits.json", "log.txt"}
 
@@ -346,7 +348,11 @@ CLAIMS = {"stored under a file"}  # found when the first volume is to be written
 def test_one_line_says_what_is_wrong_with(name, place, capsys):
     more, expected = COMMAND_LINES[name]
     before = contents(place)
-    check(capsys, arguments(place, *more), *expected)
+    line = check(capsys, arguments(place, *more), *expected)
+    given = " ".join(more).replace("PLACE/", "")
+    messages_page.check_row(
+        TABLE, f"{name}: `{given}`", 1, line, expected=expected, root=place
+    )
     if name in CLAIMS:
         assert {path.name for path in (place / "run").iterdir()} == CLAIMED
     else:

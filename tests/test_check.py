@@ -5,6 +5,7 @@ import gzip
 import json
 import shutil
 
+import messages_page
 import nibabel as nib
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pclseg.data.examine import PERCENTILES, PROFILE
 from pclseg.data.fitness import Plans, positives_per_anchor
 
 SHAPE = (20, 18, 5)
+TABLE = "Data, as `pclseg check` finds them"
 CONFIG = ROOT / "configs" / "pcl_nifti.py"
 
 
@@ -403,6 +405,8 @@ def test_every_fault_has_its_line(place, run, fault):
     ), told
     assert have == status, told
     assert (place / "out" / "check.html").is_file()
+    line = matching[0] if level else ""
+    messages_page.check_row(TABLE, fault, status, line, expected=texts, root=place)
 
 
 def test_all_faults_of_a_volume_are_told_at_once(place, run):
