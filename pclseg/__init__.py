@@ -24,6 +24,7 @@ def load(
     batch_size: int = 10,
     tile: int | None = None,
     flips: bool = False,
+    largest_part: bool = False,
 ) -> "Segmenter":
     """Loads what was trained, for `predict(volume, spacing)`.
 
@@ -31,4 +32,10 @@ def load(
     """
     from pclseg.trained import load_segmenter  # jax, which a command may do without
 
-    return load_segmenter(paths, batch_size=batch_size, tile=tile, flips=flips)
+    return load_segmenter(
+        paths,
+        batch_size=batch_size,
+        tile=tile,
+        flips=flips,
+        largest_part=largest_part,
+    )

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save
 from pclseg import __version__, building, rundir
 from pclseg.data.prepare import Options
 from pclseg.errors import UserError
+from pclseg.evaluation import components
 from pclseg.files import read_json, replacing, write_json
 from pclseg.named import checked_call
 from pclseg.state import TrainState
@@ -48,6 +49,8 @@ class Network:
         class_names: of class id 0, 1, ..., the background first.
         label_values: of the same classes in label files.
         channel: the one to read of a 4-D image; -1 for every frame.
+        gains: what keeping the largest part of a class alone did to held-out cases, see
+            `components.summarise_gains`; None where it was not asked.
     """
 
     source: str
@@ -59,6 +62,7 @@ class Network:
     class_names: tuple[str, ...]
     label_values: tuple[int, ...]
     channel: int
+    gains: Mapping[str, Mapping[str, Any]] | None
 
     def state(self) -> TrainState:
         """What `Method.predict` takes."""
@@ -119,6 +123,7 @@ def of_run(run: Path) -> Network:
         class_names=tuple(dataset["class_names"]),
         label_values=tuple(dataset["label_values"]),
         channel=dataset["channel"],
+        gains=read_json(gains) if (gains := run / components.FILE).is_file() else None,
     )
 
 
@@ -185,6 +190,7 @@ def write_model(folder: Path, networks: Sequence[Network], card: str) -> None:
                     "sha256": _sha256(temporary / name),
                     "step": network.step,
                     "stage": kept,
+                    "largest_part": network.gains,
                 }
             )
         write_json(
@@ -239,7 +245,7 @@ def _of_model(folder: Path) -> list[Network]:
             channel=content["channel"],
         )
         members = [
-            (m["weights"], m["sha256"], m["step"], m["stage"])
+            (m["weights"], m["sha256"], m["step"], m["stage"], m["largest_part"])
             for m in content["networks"]
         ]
     except (KeyError, TypeError) as error:
@@ -247,7 +253,7 @@ def _of_model(folder: Path) -> list[Network]:
             f"{path} lacks {error}; a hand changed it: fetch the folder again."
         ) from error
     networks = []
-    for name, sha256, step, stage in members:
+    for name, sha256, step, stage, gains in members:
         tree = _read_weights(folder / Path(name).name, sha256)
         networks.append(
             Network(
@@ -256,6 +262,7 @@ def _of_model(folder: Path) -> list[Network]:
                 step=step,
                 params=tree["params"],
                 batch_stats=tree["batch_stats"],
+                gains=gains,
                 **shared,
             )
         )

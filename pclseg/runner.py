@@ -17,6 +17,7 @@ from pclseg.building import Outline, Stage
 from pclseg.data import host_pipeline, splits
 from pclseg.data.tfds_store import Store, open_store
 from pclseg.errors import UserError
+from pclseg.evaluation import components
 from pclseg.evaluation.cases import Row, summarise, write_cases
 from pclseg.feed import Feed, device_feed, host_feed
 from pclseg.files import read_json, write_json
@@ -415,6 +416,8 @@ def diagnose(run: Run) -> None:
 def evaluate(run: Run) -> None:
     """Scores the last stage: `cases.csv`, `predictions/` and `summary.json`.
 
+    And `largest_part.json`: whether it would help to keep the largest part alone.
+
     What its method predicts besides, a teacher, gets `cases_teacher.csv`, and its own
     part of the summary.
     """
@@ -427,12 +430,14 @@ def evaluate(run: Run) -> None:
         return
     folder = run.workdir / stage.name
     state = trained_state(stage, folder)
-    rows = _score(run, stage, stage.method, state, run.predictions)
+    rows, compared = _score(run, stage, stage.method, state, run.predictions)
     write_cases(run.workdir / "cases.csv", rows)
+    gains = components.summarise_gains(compared, run.store.class_names)
+    write_json(run.workdir / components.FILE, gains)
     others = {}
     for name, predict in stage.method.also_predict.items():
         other = dataclasses.replace(stage.method, predict=predict)
-        other_rows = _score(run, stage, other, state, None)
+        other_rows, _ = _score(run, stage, other, state, None)
         write_cases(run.workdir / f"cases_{name}.csv", other_rows)
         others[name] = summarise(other_rows)
     summary = {
@@ -451,8 +456,8 @@ def evaluate(run: Run) -> None:
 
 def _score(
     run: Run, stage: Stage, method: Method, state: TrainState, folder: Path | None
-) -> list[Row]:
-    """Rows of the scored cases, as `method` predicts them."""
+) -> tuple[list[Row], list[list[list[float]]]]:
+    """`score_cases` of the scored cases, as `method` predicts them."""
     settings = run.config.evaluate
     predict = scoring.volume_predictor(
         method, state, crop_size=stage.plan.crop_size, batch_size=settings.batch_size

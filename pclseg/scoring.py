@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,8 @@ from pclseg.data.tfds_store import Store, Volume
 from pclseg.data.volume import restore_label
 from pclseg.data.volume_file import write_volume
 from pclseg.errors import UserError
-from pclseg.evaluation.cases import case_rows
+from pclseg.evaluation import components
+from pclseg.evaluation.cases import Row, case_rows
 from pclseg.evaluation.inference import MULTIPLE, Predictor, predict_volume
 from pclseg.evaluation.overlap import counts, dice_from_counts
 from pclseg.methods.base import Method
@@ -195,8 +195,8 @@ def score_cases(
     *,
     tolerance_mm: float,
     stop: StopFlag,
-) -> list[dict[str, Any]]:
-    """Predicts volumes of the store; one row per case and class.
+) -> tuple[list[Row], list[list[list[float]]]]:
+    """Predicts volumes of the store and scores them.
 
     Args:
         predict: image [Z, H, W] -> probabilities [Z, H, W, K].
@@ -207,9 +207,12 @@ def score_cases(
         tolerance_mm: of the normalised surface distance.
         stop: polled between volumes.
 
-    Several processes share the volumes and all get the rows of all.
+    Several processes share the volumes and all get the scores of all.
+
+    Returns:
+        One row per case and class; of every case what `components.compare` says.
     """
-    scored: dict[int, list[dict[str, Any]]] = {}
+    scored: dict[int, tuple[list[Row], list[list[float]]]] = {}
     for number in processes.turns(len(rows)):
         stop.check()
         if number is None:
@@ -218,18 +221,18 @@ def score_cases(
         if volume.label is None:
             raise ValueError(f"{volume.info.name} has no label; it cannot be scored.")
         probs = predict(volume.image)
-        scored[number] = case_rows(
-            volume.info,
-            probs.argmax(axis=-1),
-            volume.label,
-            store.class_names,
-            tolerance_mm=tolerance_mm,
+        ids = probs.argmax(axis=-1)
+        rows_of_case = case_rows(
+            volume.info, ids, volume.label, store.class_names, tolerance_mm=tolerance_mm
         )
+        compared = components.compare(ids, volume.label, len(store.class_names))
+        scored[number] = rows_of_case, compared
         if folder is not None:
             _write_native(folder, volume, probs, store.label_values)
         log.info("evaluate %d/%d %s", number + 1, len(rows), volume.info.name)
     everyone = [pair for own in processes.gather(list(scored.items())) for pair in own]
-    return [row for _, case in sorted(everyone) for row in case]
+    cases = [scores for _, scores in sorted(everyone, key=lambda pair: pair[0])]
+    return [row for own, _ in cases for row in own], [parts for _, parts in cases]
 
 
 def _write_native(

@@ -15,6 +15,7 @@ from pclseg.data.prepare import Options, prepare_array, prepare_case
 from pclseg.data.volume import restore_label, restore_probabilities
 from pclseg.data.volume_file import check_affine, check_image, write_volume
 from pclseg.errors import UserError
+from pclseg.evaluation.components import chosen_classes, keep_largest
 from pclseg.evaluation.inference import MULTIPLE, Predictor, mean_of, with_flips
 from pclseg.network import Network
 from pclseg.scoring import LEAST_TILE
@@ -32,6 +33,7 @@ class Segmenter:
         class_names: of class id 0, 1, ..., the background first.
         label_values: of the same classes in label files.
         channel: the one to read of a 4-D image; -1 for every frame.
+        alone: ids of the classes of which only the largest part is kept.
     """
 
     predictor: Predictor
@@ -39,6 +41,7 @@ class Segmenter:
     class_names: tuple[str, ...]
     label_values: tuple[int, ...]
     channel: int
+    alone: tuple[int, ...] = ()
 
     @property
     def classes(self) -> dict[str, int]:
@@ -73,7 +76,13 @@ class Segmenter:
         probs = self.predictor(image)
         if probabilities:
             return restore_probabilities(probs, geometry)
-        return restore_label(probs, geometry, label_values=self.label_values)
+        return self.label(probs, geometry)
+
+    def label(self, probs: np.ndarray, geometry: Geometry) -> np.ndarray:
+        """Label values [X, Y, Z] on the file's grid, of probabilities as prepared."""
+        label = restore_label(probs, geometry, label_values=self.label_values)
+        values = [self.label_values[class_id] for class_id in self.alone]
+        return keep_largest(label, values, background=self.label_values[0])
 
     def probabilities(self, case: Case) -> tuple[np.ndarray, Geometry]:
         """Class probabilities [Z, H, W, K] as prepared, and where they lie.
@@ -116,6 +125,7 @@ def load_segmenter(
     batch_size: int = 10,
     tile: int | None = None,
     flips: bool = False,
+    largest_part: bool = False,
 ) -> Segmenter:
     """Loads what finished runs, or model folders, have learnt, as one.
 
@@ -126,6 +136,8 @@ def load_segmenter(
         batch_size: slices, or tiles, a forward pass.
         tile: side of tiles, a multiple of 16; None for whole slices.
         flips: whether to take the mean over in-plane mirror images.
+        largest_part: whether to keep only the largest part of those classes whose Dice
+            that raised on held-out patients, over all the runs.
 
     Raises:
         UserError: one is neither, not finished or damaged, or they differ in classes or
@@ -146,7 +158,26 @@ def load_segmenter(
         class_names=first.class_names,
         label_values=first.label_values,
         channel=first.channel,
+        alone=_alone(networks) if largest_part else (),
     )
+
+
+def _alone(networks: Sequence[Network]) -> tuple[int, ...]:
+    """Ids of the classes of which the largest part is to be kept alone."""
+    names = networks[0].class_names
+    found = []
+    for each in networks:
+        if each.gains is None or set(each.gains) != set(names[1:]):
+            raise UserError(
+                f"{each.source} does not say whether the largest part of a class alone"
+                " is better on held-out patients; delete its summary.json and give its"
+                " command again, or do without --largest_part."
+            )
+        found.append(each.gains)
+    chosen = chosen_classes(found, names)
+    kept = ", ".join(names[class_id] for class_id in chosen) or "no class"
+    log.info("only the largest part is kept of: %s", kept)
+    return chosen
 
 
 def predictor(
@@ -256,7 +287,7 @@ def predict_files(
             whole = restore_probabilities(probs, geometry)
             beside = out / f"{case.name}_probabilities.nii.gz"
             write_volume(beside, whole, like=case.image_path)
-        label = restore_label(probs, geometry, label_values=segmenter.label_values)
+        label = segmenter.label(probs, geometry)
         write_volume(target, label, like=case.image_path)
         log.info(
             "predict %d/%d %s: %s; %.1f s",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import types
 
@@ -87,6 +88,7 @@ def some_network(seed=0, **options):
         class_names=("background", "shell", "core"),
         label_values=(0, 7, 500),
         channel=-1,
+        gains=None,
     )
 
 
@@ -307,3 +309,17 @@ def test_the_command_exports_runs_and_says_how_to_call_it(
     exec(program, scope)
     assert scope["labels"].shape == volume.shape
     assert scope["probabilities"].shape == (*volume.shape, 3)
+
+
+def test_a_run_says_what_keeping_the_largest_part_would_do(run, tmp_path):
+    gains = json.loads((run / "largest_part.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())["classes"]
+    assert list(gains) == list(summary)
+    for name, part in gains.items():
+        assert part["n"] == summary[name]["dice"]["n"]
+        assert part["dice"] == pytest.approx(summary[name]["dice"]["mean"])
+    copied = shutil.copytree(run, tmp_path / "run")
+    (copied / "largest_part.json").unlink()
+    with pytest.raises(UserError, match="does not say"):
+        pclseg.load(copied, largest_part=True)
+    assert pclseg.load(copied).alone == ()

@@ -52,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="mean over mirror images, four times as long",
     )
     parser.add_argument(
+        "--largest_part",
+        action="store_true",
+        help="of classes whose Dice that raised on held-out patients, drop all parts"
+        " but the largest",
+    )
+    parser.add_argument(
         "--probabilities", action="store_true", help="write those of every class too"
     )
     parser.add_argument(
@@ -70,7 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--out {args.out} is a file; name a folder.")
         paths = [path for pattern in args.images for path in _found(pattern)]
         segmenter = load_segmenter(
-            args.run, batch_size=args.batch_size, tile=args.tile, flips=args.flips
+            args.run,
+            batch_size=args.batch_size,
+            tile=args.tile,
+            flips=args.flips,
+            largest_part=args.largest_part,
         )
         keep_compiled()
         predict_files(

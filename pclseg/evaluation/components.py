@@ -1,0 +1,107 @@
+"""The largest connected part of a class: kept alone where that was found to help."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from pclseg.evaluation.overlap import case_dice_from_counts, counts
+
+FILE = "largest_part.json"  # of a run: `summarise_gains` of its held-out cases
+_TOUCHING = np.ones((3, 3, 3), bool)  # also at edges and corners
+
+
+def keep_largest(
+    ids: np.ndarray, classes: Collection[int], *, background: int = 0
+) -> np.ndarray:
+    """Turns all but the largest part of some classes into background.
+
+    Args:
+        ids: 3-D, class ids or label values.
+        classes: those of the classes, each by itself; parts touch at faces, edges or
+            corners. Of equally large parts the first one in memory stays.
+        background: what the rest becomes.
+
+    Returns:
+        An array like `ids`.
+    """
+    kept = ids.copy()
+    for class_id in classes:
+        parts, number = ndimage.label(ids == class_id, _TOUCHING)
+        if number > 1:
+            sizes = np.bincount(parts.ravel())
+            sizes[0] = 0
+            kept[(parts > 0) & (parts != sizes.argmax())] = background
+    return kept
+
+
+def compare(
+    prediction: np.ndarray, label: np.ndarray, num_classes: int
+) -> list[list[float]]:
+    """Dice of a case as predicted, and with the largest part of each class alone.
+
+    Args:
+        prediction: [Z, H, W] class ids.
+        label: likewise.
+        num_classes: K, background included.
+
+    Returns:
+        [K - 1][2], NaN where a class is neither predicted nor there.
+    """
+    alone = keep_largest(prediction, range(1, num_classes))
+    dice = [
+        case_dice_from_counts(counts(ids, label, num_classes))
+        for ids in (prediction, alone)
+    ]
+    return np.stack(dice, axis=-1).tolist()
+
+
+def summarise_gains(
+    compared: Sequence[Sequence[Sequence[float]]], class_names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """What keeping the largest part alone does to the mean Dice of each class.
+
+    Args:
+        compared: of every case, from `compare`.
+        class_names: K names, background first.
+
+    Returns:
+        {class: {"dice", "dice_largest", "n", "better", "worse"}}; fit for JSON, means
+        are None where no case has the class.
+    """
+    found = {}
+    for number, name in enumerate(class_names[1:]):
+        pairs = np.array([case[number] for case in compared]).reshape(-1, 2)
+        pairs = pairs[~np.isnan(pairs).any(axis=1)]
+        change = pairs[:, 1] - pairs[:, 0]
+        found[name] = {
+            "dice": _or_none(pairs[:, 0]),
+            "dice_largest": _or_none(pairs[:, 1]),
+            "n": len(pairs),
+            "better": int((change > 0).sum()),
+            "worse": int((change < 0).sum()),
+        }
+    return found
+
+
+def _or_none(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def chosen_classes(
+    gains: Sequence[Mapping[str, Mapping[str, Any]]], class_names: Sequence[str]
+) -> tuple[int, ...]:
+    """Ids of the classes whose mean Dice rose by keeping the largest part alone.
+
+    Args:
+        gains: of one or several networks, from `summarise_gains`; cases count alike.
+        class_names: K names, background first.
+    """
+    chosen = []
+    for class_id, name in enumerate(class_names[1:], start=1):
+        parts = [each[name] for each in gains if each[name]["n"]]
+        total = sum(p["n"] * (p["dice_largest"] - p["dice"]) for p in parts)
+        if total > 0:
+            chosen.append(class_id)
+    return tuple(chosen)
