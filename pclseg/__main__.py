@@ -19,6 +19,7 @@ COMMANDS = {  # name: (module with a `main`, what it does)
     "figures": ("pclseg.cli.figures", "draw finished runs"),
     "report": ("pclseg.cli.report", "one HTML page about finished runs"),
     "grid": ("pclseg.cli.grid", "run a whole study, or go on with it"),
+    "convert": ("pclseg.cli.convert", "DICOM, NRRD and MetaImage to NIfTI"),
     "import": ("pclseg.cli.import_weights", "weights of the PCL authors as a start"),
     "doctor": ("pclseg.cli.doctor", "versions, devices, and what is missing"),
     "demo": ("pclseg.cli.demo", "all of it on a phantom, in some minutes"),

@@ -443,6 +443,11 @@ def test_msd_names_what_is_wrong(tmp_path, spoil, message):
         ("imagesTr/p{}/t2.nii.gz", "labelsTr/p{}/t2.nii.gz"),
         ("sub{}/ses1/t1.nii.gz", "sub{}/ses1/seg.nii.gz"),
         ("B_{0}/B_{0}_t1.nii.gz", "B_{0}/B_{0}_seg.nii.gz"),
+        (
+            "sub-{0}/ses-a/anat/sub-{0}_ses-a_run-2_T2w.nii.gz",
+            "derivatives/hand/sub-{0}/ses-a/anat/"
+            "sub-{0}_ses-a_run-2_space-orig_desc-tumour_dseg.nii.gz",
+        ),
     ],
 )
 def test_images_and_labels_are_paired_by_what_their_names_share(tmp_path, image, mask):
@@ -451,7 +456,7 @@ def test_images_and_labels_are_paired_by_what_their_names_share(tmp_path, image,
         if number != 11:
             label(tmp_path / mask.format(number))
     found = nifti.make(
-        raw_dir=tmp_path, images=image.format("*"), labels=mask.format("*")
+        raw_dir=tmp_path, images=image.format(*"**"), labels=mask.format(*"**")
     )
     expected = [
         (
@@ -462,6 +467,27 @@ def test_images_and_labels_are_paired_by_what_their_names_share(tmp_path, image,
     ]
     assert [(case.image_path, case.label_path) for case in found.cases] == expected
     assert len({case.patient for case in found.cases}) == 4
+
+
+def test_bids_sessions_and_runs_are_told_apart_and_patients_are_the_subjects(tmp_path):
+    for subject, session in (("01", "a"), ("01", "b"), ("02", "a")):
+        name = f"sub-{subject}_ses-{session}"
+        folder = f"sub-{subject}/ses-{session}/anat"
+        for run in (1, 2):
+            volume(tmp_path / folder / f"{name}_run-{run}_bold.nii.gz")
+            mask = tmp_path / "derivatives" / "hand" / folder
+            label(mask / f"{name}_run-{run}_desc-hand_dseg.nii.gz")
+        volume(tmp_path / folder / f"{name}_T1w.nii.gz")
+    found = nifti.make(
+        raw_dir=tmp_path,
+        images="sub-*/**/*_bold.nii.gz",
+        labels="derivatives/hand/**/*_dseg.nii.gz",
+        patient=r"(sub-[^_/]+)",
+    )
+    assert {case.patient for case in found.cases} == {"sub-01", "sub-02"}
+    assert len(found.cases) == 6
+    for case in found.cases:
+        assert case.label_path.name.startswith(case.name.removesuffix("bold"))
 
 
 def test_match_pairs_names_that_share_only_a_number(tmp_path):

@@ -31,6 +31,8 @@ ROLES = frozenset(
     " label labels labelstr labelsts labelsva lbl lab seg dseg segs segmentation"
     " segmentations mask masks gt groundtruth ground truth manual annotation".split()
 )
+# Entities that BIDS adds to the name of an image for what is derived from it.
+DERIVED = frozenset(("space", "res", "den", "label", "desc", "seg"))
 NO_IMAGE = "matches no image"
 Key = Callable[[Path], Hashable]
 
@@ -51,6 +53,7 @@ def make(
     A label belongs to the image of the same name. Names may differ in nnU-Net's channel
     (x_0000 and x), in words such as image, label, seg or gt (x_image and x_label), and
     where files of all cases are called alike, the folders count (x/image and x/label).
+    In BIDS names the entities decide (sub-1_run-2_T1w and sub-1_run-2_desc-x_dseg).
     Where no name helps, it belongs to the only image of its folder (x/t1 and x/seg).
     A 4-D image is the frames of one patient, labelled by a 4-D label.
 
@@ -167,6 +170,13 @@ def _match(
     def folder_words(path: Path) -> Hashable:
         return _words(_relative(path.with_name(stem(path)), root))
 
+    def entities(path: Path) -> Hashable:
+        pairs = dict(
+            part.split("-", 1) for part in stem(path).split("_") if "-" in part
+        )
+        kept = {key: value for key, value in pairs.items() if key not in DERIVED}
+        return tuple(sorted(kept.items())) if "sub" in kept else path
+
     def folder(path: Path) -> Hashable:
         return os.path.realpath(path.parent)
 
@@ -175,6 +185,7 @@ def _match(
         (channelless, stem, channelless),
         (words, words, stem),
         (folder_words, folder_words, stem),
+        (entities, entities, stem),
         (folder, folder, stem),
     ]
     if pattern:
