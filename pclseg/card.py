@@ -2,114 +2,205 @@
 
 import importlib
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
+import ml_collections
 
 from pclseg import rundir
+from pclseg.data.geometry import SLICES
 from pclseg.data.prepare import Options
+from pclseg.errors import UserError
+from pclseg.evaluation.cases import read_cases
 from pclseg.files import read_json
 from pclseg.network import Network
+from pclseg.templating import render
 
-AXES = ("sagittal", "coronal", "axial")
+# Licences by the names that the Hugging Face hub takes in the head of a card.
+_HUB_LICENCES = frozenset(
+    "apache-2.0 mit bsd-2-clause bsd-3-clause gpl-3.0 lgpl-3.0 agpl-3.0 mpl-2.0 cc0-1.0"
+    " cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-sa-4.0 cc-by-nc-nd-4.0"
+    " openrail unlicense".split()
+)
 
 
 def write_card(
-    runs: Sequence[Path], networks: Sequence[Network], folder: Path, *, licence: str
+    runs: Sequence[Path], networks: Sequence[Network], name: str, *, licence: str
 ) -> str:
     """The card as Markdown. It names no patient and no path of this machine.
 
     Args:
         runs: run directories.
         networks: of the same runs.
-        folder: where the model will lie, for the examples.
+        name: of the folder of the model, for title and examples.
         licence: of the weights, such as "CC-BY-4.0"; "" where it is not stated.
+
+    Raises:
+        UserError: a file of a run is missing or damaged, or the licence has several
+            lines.
     """
+    if len(licence.splitlines()) > 1:
+        raise UserError("--licence has line breaks; name it in one line.")
+    about = []
+    for run in runs:
+        try:
+            about.append(_about(run))
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"a JSON file in {run} is not as a run writes it ({error!r}): a hand or"
+                " another version changed it; restore it, or train again."
+            ) from error
     first = networks[0]
-    start = read_json(runs[0] / "run.json")[-1]
-    stages = {name for run in runs for name in _methods(run)}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pclseg"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("model_card.md.jinja").render(
-        name=folder.name,
-        folder=folder.name,
+    sources = {method for run in about for method in run["methods"]}
+    return render(
+        "model_card.md.jinja",
+        name=name,
+        head=_head(licence),
         licence=licence,
-        version=start["pclseg"],
-        commit=start["commit"],
-        networks=len(networks),
-        images=f"{AXES[int(first.options.slice_axis)]} slices of volumes",
+        versions=sorted({run["version"] for run in about}),
+        images=f"{SLICES[int(first.options.slice_axis)]} slices of volumes",
         classes=list(zip(first.class_names, first.label_values, strict=True)),
         expects=_expects(first.options, first.channel),
-        runs=[{"data": _data(run), "stages": _stages(run)} for run in runs],
-        tolerance=rundir.read_config(runs[0]).evaluate.tolerance_mm,
-        scores=[row for i, run in enumerate(runs, 1) for row in _scores(run, i)],
-        sources=sorted(_source(name) for name in stages),
+        runs=about,
+        scores=[
+            [str(number), *row]
+            for number, run in enumerate(about, 1)
+            for row in run["scores"]
+        ],
+        foreign=any(run["foreign"] for run in about),
+        sources=[_source(name) for name in sorted(sources)],
     )
+
+
+def _head(licence: str) -> list[str]:
+    """The lines of YAML that say the licence as the Hugging Face hub takes them."""
+    known = licence.strip().lower()
+    if known in _HUB_LICENCES:
+        return [f"license: {known}"]
+    if not known:
+        return ["license: unknown"]
+    return ["license: other", f"license_name: {json.dumps(licence.strip())}"]
 
 
 def _expects(options: Options, channel: int) -> list[str]:
-    spacing = [size for size in options.spacing if size]
+    low, high = options.clip_percentiles
+    clipped = (
+        "normalised inside, not clipped"
+        if (low, high) == (0, 100)
+        else f"clipped to the percentiles {low:g} and {high:g} of the volume, and"
+        " normalised, inside"
+    )
     lines = [
         "a NIfTI file with a right affine; any orientation, which the label file keeps",
-        f"intensities as exported: clipped to the percentiles"
-        f" {options.clip_percentiles[0]:g} and {options.clip_percentiles[1]:g} of the"
-        " volume and normalised inside",
+        f"intensities as exported: {clipped}",
     ]
-    if spacing:
-        size = " x ".join(f"{value:g}" for value in spacing)
-        lines.append(f"any voxel size: slices are resampled to {size} mm inside")
+    if options.integers:
+        lines.append("intensities in whole numbers, as of CT: fractions are dropped")
+    if options.replace_below:
+        limit, value = options.replace_below
+        lines.append(f"what is below {limit:g} is taken for {value:g}")
+    if any(options.spacing):
+        sizes = [f"{size:g} mm" if size else "the file's" for size in options.spacing]
+        lines.append(
+            f"any pixel size: slices are resampled to {' x '.join(sizes)} (rows x"
+            " columns) inside"
+        )
     else:
-        lines.append("voxels as large as those it was trained on: none are resampled")
+        lines.append("pixels about as large as in the training: none are resampled")
     if channel >= 0:
-        lines.append(f"of a file of several channels, number {channel} is read")
+        lines.append(f"of a file of several channels, number {channel}, counted from 0")
+    else:
+        lines.append("of a 4-D file every frame is segmented by itself")
     return lines
 
 
-def _data(run: Path) -> str:
+def _about(run: Path) -> dict[str, Any]:
     config, dataset = rundir.read_config(run), read_json(run / "dataset.json")
-    fold = read_json(run / "splits.json")["folds"][config.data.split.fold]
-    seen = read_json(run / config.stages[-1] / "patients.json")
+    start = read_json(run / "run.json")[-1]
+    commit = f" ({start['commit']})" if start["commit"] else ""
+    stages, methods, foreign = [], set(), False
+    for name in config.stages:
+        start_from = config[name].init_from
+        if start_from and start_from not in config.stages:
+            line, method = _other_stage(Path(start_from))
+            stages.append(f"before {name}: {line}")
+            methods |= {method} - {""}
+            foreign = True
+        stages.append(_stage(run / name, config[name]))
+        methods.add(config[name].method.name)
+    return {
+        "version": f"{start['pclseg']}{commit}",
+        "data": f"dataset {dataset['name']}, prepared as {dataset['fingerprint']}; fold"
+        f" {config.data.split.fold}, seed {config.seed}.",
+        "stages": stages,
+        "methods": methods,
+        "foreign": foreign,
+        "scored": _scored(run, config),
+        "scores": _scores(run, dataset["class_names"][1:]),
+    }
+
+
+def _stage(folder: Path, stage: ml_collections.ConfigDict) -> str:
+    """One line on what a stage did; of a folder that is gone, what its config says."""
+    what = (
+        f"{folder.name}: {stage.method.name}, batches of {stage.data.batch_size} slices"
+    )
+    if stage.data.unlabelled_batch_size:
+        what += f" and {stage.data.unlabelled_batch_size} without label"
+    try:
+        steps = read_json(folder / "done.json")["steps"]
+        seen = read_json(folder / "patients.json")
+        kinds = f"images of {len(seen['images'])} patients"
+        if seen["labels"]:
+            kinds += f" and labels of {len(seen['labels'])} of them"
+        seen_so_far = f"{steps} steps; seen by its end: {kinds}"
+    except UserError:
+        seen_so_far = "its folder is gone"
+    rate = f"{stage.optimizer.name} at {stage.optimizer.peak_lr:g}"
+    return f"{what}, {rate}, width {stage.model.width}; {seen_so_far}"
+
+
+def _other_stage(folder: Path) -> tuple[str, str]:
+    """(a line on the stage of another run that weights came from, its method)."""
+    try:
+        if (folder / "import.json").is_file():
+            return "weights of the PCL authors' PyTorch code, imported", "pcl"
+        config = rundir.read_config(folder.parent)
+        return _stage(folder, config[folder.name]), config[folder.name].method.name
+    except (UserError, KeyError):
+        return "weights of another run, which is gone", ""
+
+
+def _scored(run: Path, config: ml_collections.ConfigDict) -> str:
+    """Who was scored, and what the network had seen of them."""
+    if not (run / "cases.csv").is_file():
+        return ""
+    rows = read_cases(run / "cases.csv")
+    scored = {row["patient"] for row in rows}
+    seen = set()
+    for name in config.stages:
+        path = run / name / "patients.json"
+        seen |= set(read_json(path)["images"]) if path.is_file() else set()
+    learnt = (
+        "none of whose labels it learnt from, but whose images it saw in training"
+        " (transductive)"
+        if scored & seen
+        else "none of whom it saw in training"
+    )
+    cases = len({row["case"] for row in rows})
+    tolerance = config.evaluate.tolerance_mm
     return (
-        f"dataset {dataset['name']}, prepared as {dataset['fingerprint']}; labels of"
-        f" {len(seen['labels'])} patients, {len(fold['validation'])} patients held out"
-        f" (fold {config.data.split.fold}, seed {config.seed})."
+        f"{cases} cases of {len(scored)} patients, {learnt}. NSD at {tolerance:g} mm."
     )
 
 
-def _methods(run: Path) -> list[str]:
-    config = rundir.read_config(run)
-    return [config[name].method.name for name in config.stages]
-
-
-def _stages(run: Path) -> list[str]:
-    config = rundir.read_config(run)
-    lines = []
-    for name in config.stages:
-        stage = config[name]
-        done = read_json(run / name / "done.json")
-        seen = read_json(run / name / "patients.json")
-        labelled = stage.data.subset == "labelled"
-        patients = len(seen["labels" if labelled else "images"])
-        lines.append(
-            f"{name}: {stage.method.name}, {done['steps']} steps of"
-            f" {stage.data.batch_size} slices of {patients} patients,"
-            f" {stage.optimizer.name} at {stage.optimizer.peak_lr:g}, width"
-            f" {stage.model.width}"
-        )
-    return lines
-
-
-def _scores(run: Path, number: int) -> list[list[str]]:
+def _scores(run: Path, class_names: Sequence[str]) -> list[list[str]]:
     path = run / "summary.json"
     if not path.is_file():
         return []
+    classes = read_json(path)["classes"]
 
     def shown(values: dict[str, Any], digits: int) -> str:
         if values["mean"] is None:
@@ -119,14 +210,13 @@ def _scores(run: Path, number: int) -> list[list[str]]:
 
     return [
         [
-            str(number),
             name,
-            shown(values["dice"], 3),
-            shown(values["hd95_mm"], 2),
-            shown(values["nsd"], 3),
-            str(values["dice"]["n"]),
+            shown(classes[name]["dice"], 3),
+            shown(classes[name]["hd95_mm"], 2),
+            shown(classes[name]["nsd"], 3),
+            str(classes[name]["dice"]["n"]),
         ]
-        for name, values in read_json(path)["classes"].items()
+        for name in class_names
     ]
 
 

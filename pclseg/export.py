@@ -6,26 +6,25 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jinja2
 import numpy as np
 from jax import core, export
 
 from pclseg import __version__, building, network
-from pclseg.data.geometry import Geometry
+from pclseg.data.geometry import SLICES, Geometry
 from pclseg.data.prepare import Options
 from pclseg.data.volume import prepare_image
 from pclseg.errors import UserError
 from pclseg.evaluation.inference import MULTIPLE
-from pclseg.files import replacing
+from pclseg.files import check_new, replacing
 from pclseg.network import Network
+from pclseg.templating import render
 from pclseg.trained import predictor
 
 Array = jax.Array
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-4  # of probabilities, against pclseg itself
 _CHECKED = ((3, 45, 70), (2, 64, 64))
-# Canonical axes: their slices, and where they run to.
-_SLICES = ("sagittal", "coronal", "axial")
+# Where canonical axes run to.
 _TOWARDS = ("the right", "the front", "the head")
 
 
@@ -46,8 +45,7 @@ def write_export(
         UserError: the networks are not alike, the folder exists or cannot be written,
             or the numbers differ by more than TOLERANCE.
     """
-    if folder.exists():
-        raise UserError(f"{folder} exists; name a new folder.")
+    check_new("the folder", folder)
     here = _platform()
     if here not in platforms:
         raise UserError(
@@ -64,17 +62,12 @@ def write_export(
     first = networks[0]
     axis = int(first.options.slice_axis)
     columns, rows = sorted({0, 1, 2} - {axis})
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pclseg"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template("export.md.jinja").render(
+    text = render(
+        "export.md.jinja",
         name=folder.name,
         platforms=platforms,
         jax=jax.__version__,
-        axis=_SLICES[axis],
+        axis=SLICES[axis],
         towards=f"towards {_TOWARDS[axis]}",
         rows=_TOWARDS[rows],
         columns=_TOWARDS[columns],
@@ -84,6 +77,9 @@ def write_export(
         checked=[" x ".join(map(str, shape)) for shape in _CHECKED],
         version=__version__,
         apart=f"{apart:.1g}",
+        here=here,
+        clipped=tuple(first.options.clip_percentiles) != (0, 100),
+        order=[axis, rows, columns],
     )
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -191,9 +187,10 @@ def _normalised(volume: Array, options: Options) -> Array:
     if options.replace_below:
         limit, value = options.replace_below
         image = jnp.where(image < limit, value, image)
-    # Slice by slice, or the rounding of a long sum would show.
-    mean = image.mean(axis=(1, 2)).mean()
-    centred = image - mean
+    # About 0 and 1, and summed slice by slice, or the rounding of float32 would show.
+    image = image - image[0, 0, 0]
+    image = image / jnp.abs(image).max()
+    centred = image - image.mean(axis=(1, 2)).mean()
     return centred / jnp.sqrt(jnp.square(centred).mean(axis=(1, 2)).mean())
 
 

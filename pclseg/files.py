@@ -27,14 +27,20 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)  # of a process of that number which was killed
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # where it is a folder
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or folder where it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,6 +103,17 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is no JSON file ({error}); restore it, or use a new folder."
         ) from error
+
+
+def check_new(flag: str, folder: Path) -> None:
+    """Raises UserError where a folder to be made is there, or cannot be made."""
+    if os.path.lexists(folder):
+        raise UserError(f"{flag} {folder} exists; name a new folder.")
+    above = next(path for path in folder.absolute().parents if os.path.lexists(path))
+    if not above.is_dir():
+        raise UserError(
+            f"{flag} {folder} would lie in {above}, a file; name a new folder."
+        )
 
 
 def check_local(flag: str, folder: str | Path) -> None:

@@ -5,11 +5,11 @@ import hashlib
 import importlib
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -18,10 +18,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from pclseg import __version__, building, rundir
-from pclseg.data.prepare import Options
+from pclseg.data.datasets.base import LARGEST
+from pclseg.data.prepare import Options, prepare_array
 from pclseg.errors import UserError
 from pclseg.evaluation import components
-from pclseg.files import read_json, replacing, write_json
+from pclseg.files import check_new, read_json, replacing, write_json
 from pclseg.named import checked_call
 from pclseg.state import TrainState
 from pclseg.train.checkpoint import load_weights
@@ -30,7 +31,10 @@ log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.json"
 FORMAT = 1  # of a model folder
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# What a JSON file raises that is not as it should be.
+_ODD = (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError)
+_HUB = "hf://"
+_LEAST_MM = 1e-2  # of a pixel
 # Of a stage's config what training alone needs, such as paths of the machine.
 _TRAINING_ONLY = ("init_from", "init_parts", "train", "optimizer")
 
@@ -79,16 +83,16 @@ def read(where: Path | str) -> list[Network]:
     """The networks of a run directory (one) or of a model folder.
 
     Args:
-        where: the folder; or "owner/name" of a model on the Hugging Face hub, where no
-            folder is called so. Downloads are kept where the environment variable
-            HF_HOME says; with HF_HUB_OFFLINE=1 nothing is looked for on the network.
+        where: the folder; or hf://OWNER/NAME, or hf://OWNER/NAME@REVISION, of a model
+            on the Hugging Face hub. Downloads are kept where the environment variable
+            HF_HOME says; with HF_HUB_OFFLINE=1 nothing is asked of the network.
 
     Raises:
         UserError: it is neither, not finished, damaged, or of another version.
     """
+    if str(where).startswith(_HUB):
+        return _of_model(_fetched(str(where)))
     path = Path(where)
-    if not path.exists() and _HUB_NAME.fullmatch(str(where)):
-        path = _fetched(str(where))
     if (path / MODEL_FILE).is_file():
         return _of_model(path)
     return [of_run(path)]
@@ -109,20 +113,30 @@ def of_run(run: Path) -> Network:
     name = able[-1]
     prepare = config.data.prepare.to_dict()
     del prepare["workers"]
-    prepare["slice_axis"] = dataset["slice_axis"]  # that most were sliced along
     building.check_finished(run / name)
     step, params, batch_stats = load_weights(run / name / "checkpoints")
     log.info("weights of %s, step %d", run / name, step)
+    try:
+        # The axis that most volumes were sliced along, the classes, the channel.
+        axis, channel = dataset["slice_axis"], dataset["channel"]
+        names, values = dataset["class_names"], dataset["label_values"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{run}/dataset.json is not as a run writes it ({error!r}): a hand or"
+            " another version changed it; restore it, or train again."
+        ) from error
     return Network(
         source=str(run),
         stage=config[name],
         step=step,
         params=params,
         batch_stats=batch_stats,
-        options=options_of(f"config.data.prepare of {run}", prepare),
-        class_names=tuple(dataset["class_names"]),
-        label_values=tuple(dataset["label_values"]),
-        channel=dataset["channel"],
+        options=options_of(
+            f"config.data.prepare of {run}", prepare | {"slice_axis": axis}
+        ),
+        class_names=tuple(names),
+        label_values=tuple(values),
+        channel=channel,
         gains=read_json(gains) if (gains := run / components.FILE).is_file() else None,
     )
 
@@ -172,8 +186,7 @@ def write_model(folder: Path, networks: Sequence[Network], card: str) -> None:
     Raises:
         UserError: the folder exists, or cannot be written.
     """
-    if folder.exists():
-        raise UserError(f"{folder} exists; name a new folder.")
+    check_new("the folder", folder)
     check_alike(networks)
     first = networks[0]
     with replacing(folder) as temporary:
@@ -208,66 +221,121 @@ def write_model(folder: Path, networks: Sequence[Network], card: str) -> None:
         (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
-def _fetched(name: str) -> Path:
+def _fetched(where: str) -> Path:
     """The local copy of a model on the hub."""
-    nowhere = f"there is no folder {name}"
     try:
         huggingface_hub = importlib.import_module("huggingface_hub")  # an extra
     except ImportError:
         raise UserError(
-            f"{nowhere}; to fetch a model of that name from the Hugging Face hub first"
-            " `pip install huggingface_hub`."
+            f"{where} is on the Hugging Face hub, which needs `pip install"
+            " huggingface_hub`."
         ) from None
-    patterns = [MODEL_FILE, "*.safetensors"]
+    name, _, revision = where.removeprefix(_HUB).partition("@")
+    patterns = [MODEL_FILE, "*.safetensors", "README.md"]
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except (OSError, ValueError) as error:  # its errors are of these
+        fetched = huggingface_hub.snapshot_download(
+            name, revision=revision or None, allow_patterns=patterns
+        )
+    except Exception as error:  # of the hub, of the network, of several libraries
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"{nowhere}, and the hub gives no such model: {reason}"
+            f"{where} cannot be fetched ({reason}); look at its name and the network."
         ) from error
+    if not (Path(fetched) / MODEL_FILE).is_file():
+        raise UserError(f"{where} holds no {MODEL_FILE}: it is no model of pclseg.")
+    log.info("%s lies in %s", where, fetched)
+    return Path(fetched)
 
 
 def _of_model(folder: Path) -> list[Network]:
+    """The networks of a model folder; UserError where a file is damaged."""
     path = folder / MODEL_FILE
-    content = read_json(path)
-    if content.get("format") != FORMAT:
-        raise UserError(
-            f"{path} is of format {content.get('format')}; this is pclseg"
-            f" {__version__}, which reads format {FORMAT}: install the version that"
-            " wrote it."
-        )
+    advice = "fetch the folder again"
     try:
-        shared: dict[str, Any] = dict(
-            options=options_of(f"'prepare' of {path}", content["prepare"]),
-            class_names=tuple(content["class_names"]),
-            label_values=tuple(content["label_values"]),
-            channel=content["channel"],
-        )
-        members = [
-            (m["weights"], m["sha256"], m["step"], m["stage"], m["largest_part"])
-            for m in content["networks"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} lacks {error}; a hand changed it: fetch the folder again."
-        ) from error
-    networks = []
-    for name, sha256, step, stage, gains in members:
-        tree = _read_weights(folder / Path(name).name, sha256)
-        networks.append(
-            Network(
-                source=str(folder),
-                stage=ml_collections.ConfigDict(stage),
-                step=step,
-                params=tree["params"],
-                batch_stats=tree["batch_stats"],
-                gains=gains,
-                **shared,
+        content = read_json(path)
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"{path} is of format {content['format']}; this is pclseg"
+                f" {__version__}, which reads format {FORMAT}: install the version that"
+                " wrote it."
             )
-        )
+        shared = _shared(content)
+        networks = []
+        for member in content["networks"]:
+            tree = _read_weights(
+                folder / Path(member["weights"]).name, member["sha256"]
+            )
+            networks.append(
+                Network(
+                    source=str(folder),
+                    stage=ml_collections.ConfigDict(member["stage"]),
+                    step=int(member["step"]),
+                    params=tree.get("params", {}),
+                    batch_stats=tree.get("batch_stats", {}),
+                    gains=member["largest_part"],
+                    **shared,
+                )
+            )
+        if not networks:
+            raise ValueError("it has no network")
+    except _ODD as error:
+        raise UserError(
+            f"{path} is not as pclseg writes it ({error!r}); {advice}."
+        ) from error
+    for each in networks:
+        try:
+            _check_fit(each)
+        except Exception as error:  # of flax, which knows what a network needs
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"the weights in {folder} do not fit {MODEL_FILE} ({reason}); {advice}."
+            ) from error
     log.info("%d network(s) of %s", len(networks), folder)
     return networks
+
+
+def _shared(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What all networks of a model folder have in common."""
+    names, values = content["class_names"], content["label_values"]
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    whole = all(type(value) is int and abs(value) <= LARGEST for value in values)
+    if not (texts and whole and len(values) == len(set(values)) == len(names) > 1):
+        raise ValueError(f"label_values are {values} for the classes {names}")
+    if type(content["channel"]) is not int:
+        raise ValueError(f"channel is {content['channel']!r}")
+    options = options_of(f"'prepare' of {MODEL_FILE}", content["prepare"])
+    if options.slice_axis not in (0, 1, 2):
+        raise ValueError(f"slice_axis is {options.slice_axis!r}")
+    if any(0 < float(size) < _LEAST_MM for size in options.spacing):
+        raise ValueError(f"spacing is {options.spacing}")
+    few = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
+    try:
+        prepare_array(few, np.eye(4), options)
+    except UserError as error:  # which speaks of a config
+        raise ValueError(str(error)) from error
+    return dict(
+        options=options,
+        class_names=tuple(names),
+        label_values=tuple(values),
+        channel=content["channel"],
+    )
+
+
+def _check_fit(network: Network) -> None:
+    """Raises some error where a network cannot predict with its weights."""
+    method = building.build_method(network.stage)
+    if method.predict is None:
+        raise ValueError(f"{network.stage.method.name} does not segment")
+    height, width = network.stage.data.crop_size
+    image = jax.ShapeDtypeStruct((1, height, width, 1), jnp.float32)
+    logits = jax.eval_shape(method.predict, network.state(), image)
+    if logits.shape != (1, height, width, len(network.class_names)):
+        raise ValueError(
+            f"logits are {logits.shape}, classes are {len(network.class_names)}"
+        )
+    for name, value in _flat(network).items():
+        if value.dtype != np.float32 or not np.isfinite(value).all():
+            raise ValueError(f"{name} holds {value.dtype}, or what is not finite")
 
 
 def _flat(network: Network) -> dict[str, np.ndarray]:

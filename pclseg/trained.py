@@ -97,26 +97,48 @@ class Segmenter:
 def _checked(
     volume: np.ndarray, spacing: Sequence[float], affine: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The volume and its affine, as a file would give them."""
+    """The volume and its affine, as a file would give them.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
     array = np.asarray(volume)
-    if array.ndim != 3 or array.dtype.kind not in "iuf":
+    if array.ndim != 3 or array.dtype.kind not in "iuf" or 0 in array.shape:
         raise UserError(
             f"the volume has shape {array.shape} and dtype {array.dtype}; expected"
             " [X, Y, Z] of whole or real numbers."
         )
+    with np.errstate(over="ignore"):  # what becomes infinite is told next
+        array = (
+            array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+        )
     check_image(array)
-    array = array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
     if affine is None:
-        sizes = np.asarray(spacing, np.float64)
+        sizes = _numbers(spacing)
         if sizes.shape != (3,) or not (np.isfinite(sizes) & (sizes > 0)).all():
+            hint = " (did you mean affine=?)" if sizes.shape == (4, 4) else ""
             raise UserError(
-                f"spacing is {tuple(spacing)}; expected three sizes in mm, or give"
-                " affine."
+                f"spacing has shape {sizes.shape}{hint}; expected three sizes in mm,"
+                " larger than 0, or give affine."
             )
-        affine = np.diag([*sizes, 1.0])
-    if np.shape(affine) != (4, 4):
-        raise UserError(f"affine has shape {np.shape(affine)}; expected (4, 4).")
-    return array, check_affine(np.asarray(affine, np.float64))
+        return array, np.diag([*sizes, 1.0])
+    if np.size(spacing):
+        raise UserError("spacing and affine are both given; affine holds the spacing.")
+    matrix = _numbers(affine)
+    if matrix.shape != (4, 4) or not np.allclose(matrix[3], (0, 0, 0, 1)):
+        raise UserError(
+            f"affine has shape {matrix.shape}; expected (4, 4) with 0, 0, 0, 1 below."
+        )
+    return array, check_affine(matrix)
+
+
+def _numbers(values: object) -> np.ndarray:
+    """As float64; empty where it is no array of real numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # ragged
+        return np.empty(0)
+    return array.astype(np.float64) if array.dtype.kind in "iuf" else np.empty(0)
 
 
 def load_segmenter(
@@ -131,8 +153,8 @@ def load_segmenter(
 
     Args:
         paths: run directories, of which the last segmentation stage counts, model
-            folders, or names of models on the Hugging Face hub; of several, such as
-            folds and seeds, the mean of the probabilities counts.
+            folders, or hf://OWNER/NAME for models on the Hugging Face hub; of several,
+            such as folds and seeds, the mean of the probabilities counts.
         batch_size: slices, or tiles, a forward pass.
         tile: side of tiles, a multiple of 16; None for whole slices.
         flips: whether to take the mean over in-plane mirror images.
@@ -143,9 +165,17 @@ def load_segmenter(
         UserError: one is neither, not finished or damaged, or they differ in classes or
             in how images are prepared.
     """
-    if tile is not None and (tile < LEAST_TILE or tile % MULTIPLE):
+    if not paths or not all(isinstance(path, str | Path) for path in paths):
         raise UserError(
-            f"--tile is {tile}; expected a multiple of {MULTIPLE} of {LEAST_TILE} or"
+            f"cannot load {paths!r}; name runs or model folders, one by one."
+        )
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; expected a whole number from 1.")
+    if tile is not None and (
+        not isinstance(tile, int) or tile < LEAST_TILE or tile % MULTIPLE
+    ):
+        raise UserError(
+            f"tile is {tile}; expected a multiple of {MULTIPLE} of {LEAST_TILE} or"
             " more."
         )
     networks = [each for path in paths for each in network.read(path)]

@@ -135,12 +135,15 @@ def test_a_folder_that_is_a_file_is_told(tmp_path):
     ("args", "expected"),
     [
         (["--images", "none/*.nii.gz"], "'none/*.nii.gz' finds no"),
-        (["--images", ".", "--batch_size=0"], "--batch_size is 0; expected 1 or more"),
+        (
+            ["--images", ".", "--batch_size=0"],
+            "batch_size is 0; expected a whole",
+        ),
         (["--images", "a.nii.gz"], "is no run directory"),
         (["--images", "scan[1].nii.gz"], "is no run directory"),
         (["--images", "a.nii.gz", "--out=notes.txt"], "notes.txt is a file; name a"),
-        (["--images", "a.nii.gz", "--tile=40"], "--tile is 40; expected a multiple of"),
-        (["--images", "a.nii.gz", "--tile=16"], "--tile is 16; expected a multiple of"),
+        (["--images", "a.nii.gz", "--tile=40"], "tile is 40; expected a multiple of"),
+        (["--images", "a.nii.gz", "--tile=16"], "tile is 16; expected a multiple of"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_1(

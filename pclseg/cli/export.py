@@ -11,9 +11,8 @@ from pathlib import Path
 
 from pclseg import network
 from pclseg.cli.status import exit_status
-from pclseg.errors import UserError
 from pclseg.export import PLATFORMS, write_export
-from pclseg.files import check_local
+from pclseg.files import check_local, check_new
 
 log = logging.getLogger("pclseg.export")
 
@@ -41,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def export() -> None:
         check_local("--out", args.out)
-        if args.out.exists():
-            raise UserError(f"--out {args.out} exists; name a new folder.")
+        check_new("--out", args.out)
         networks = [each for path in args.model for each in network.read(path)]
-        apart = write_export(args.out, networks, platforms=args.platforms)
+        platforms = list(dict.fromkeys(args.platforms))
+        apart = write_export(args.out, networks, platforms=platforms)
         log.info(
             "wrote %s; probabilities are those of pclseg within %.1g; README.md there"
             " says how to call it",

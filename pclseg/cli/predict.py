@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         required=True,
         metavar="FOLDER",
-        help="a run's --workdir, a model folder of `pclseg share`, or its name on the"
-        " Hugging Face hub; of several, such as all folds, the mean",
+        help="a run's --workdir, a model folder of `pclseg share`, or hf://OWNER/NAME"
+        " on the Hugging Face hub; of several, such as all folds, the mean",
     )
     parser.add_argument(
         "--images", nargs="+", required=True, help="NIfTI files, folders or globs"
@@ -69,8 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def predict() -> None:
-        if args.batch_size < 1:
-            raise UserError(f"--batch_size is {args.batch_size}; expected 1 or more.")
         check_local("--out", args.out)
         if args.out.exists() and not args.out.is_dir():
             raise UserError(f"--out {args.out} is a file; name a folder.")

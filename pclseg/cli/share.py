@@ -13,7 +13,7 @@ from pclseg import network
 from pclseg.card import write_card
 from pclseg.cli.status import exit_status
 from pclseg.errors import UserError
-from pclseg.files import check_local
+from pclseg.files import check_local, check_new
 
 log = logging.getLogger("pclseg.share")
 
@@ -37,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def share() -> None:
         check_local("--out", args.out)
-        if args.out.exists():
-            raise UserError(f"--out {args.out} exists; name a new folder.")
+        check_new("--out", args.out)
+        if len({run.resolve() for run in args.run}) < len(args.run):
+            raise UserError("a run is named twice; name each once.")
         networks = [network.of_run(run) for run in args.run]
-        card = write_card(args.run, networks, args.out, licence=args.licence)
+        card = write_card(args.run, networks, args.out.name, licence=args.licence)
         network.write_model(args.out, networks, card)
         size = sum(path.stat().st_size for path in args.out.iterdir()) / 2**20
         log.info("wrote %s, %.1f MiB; look at its README.md", args.out, size)

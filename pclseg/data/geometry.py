@@ -13,6 +13,7 @@ from pclseg.errors import UserError
 
 # "auto" slices along the axis of largest spacing if it is so much larger
 AXIS_RATIO = 1.5
+SLICES = ("sagittal", "coronal", "axial")  # of slices along canonical axis 0, 1, 2
 SPACING_KEY = "config.data.prepare.spacing"
 AXIS_KEY = "config.data.prepare.slice_axis"
 T = TypeVar("T")
