@@ -16,7 +16,7 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 \
 LOCKS := base dev cuda12 cuda13 tpu
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-without-tf check format lock clean
+.PHONY: help venv demo test test-without-tf docs check format lock clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z-]+): .*## (.*)/make \1\t\2/p' Makefile | expand -t 24
@@ -43,6 +43,9 @@ test: $(INSTALLED)  ## Run the tests
 
 test-without-tf: $(INSTALLED)  ## Run the tests as if TensorFlow were not installed
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --without-tensorflow
+
+docs: $(INSTALLED)  ## Build the site of the documents into build/docs
+	PYTHONPATH=. $(BIN)/python docs/site/build.py build/docs
 
 check: $(INSTALLED)  ## Format, lint and types; changes nothing
 	$(BIN)/ruff format --check .

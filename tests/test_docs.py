@@ -96,3 +96,14 @@ def test_pages_of_datasets_quote_what_a_missing_file_gives(name, tmp_path):
     message = str(error.value).replace(str(tmp_path), "/data")
     page = (ROOT / "docs" / "datasets" / f"{name}.md").read_text()
     assert f"error: {message}" in " ".join(page.split())
+
+
+def test_every_key_of_a_config_is_explained_on_the_site(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
+    reference = importlib.import_module("reference")
+    rows = [line for line in reference.config().splitlines() if line.startswith("| `")]
+    assert len(rows) > 80
+    assert [row for row in rows if row.endswith("|  |")] == []
+    text = reference.commands()
+    assert all(f"## {name}\n" in text for name in COMMANDS)
+    assert "usage: " in text
