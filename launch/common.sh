@@ -32,7 +32,15 @@ run() {
     fi
 }
 
-# The same, tried again four times: a new machine refuses its first connections.
+# As run, in place of this shell, so that signals reach the command.
+run_last() {
+    show "$@"
+    if [[ $dry_run == no ]]; then
+        exec "$@"
+    fi
+}
+
+# As run, tried again four times: a new machine refuses its first connections.
 run_with_retry() {
     local tries=5
     until run "$@"; do

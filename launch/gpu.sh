@@ -30,4 +30,4 @@ done
 venv=.venv-cuda$cuda
 run make --no-print-directory venv "EXTRA=cuda$cuda" "VENV=$venv" \
     "PYTHON=${PYTHON:-python3}"
-run "$venv/bin/python" -m pclseg.main "$@"
+run_last "$venv/bin/python" -m pclseg.main "$@"

@@ -1,5 +1,6 @@
 """What training is fed with: batches of a host pipeline, or cut on the devices."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -55,6 +56,11 @@ class _Stream(NamedTuple):
     keys: Collection[str]
     lines: Lines
 
+    def without_pixels(self) -> "_Stream":
+        nothing = np.empty((0, 0), self.lines.image.dtype)
+        lines = dataclasses.replace(self.lines, image=nothing, label=None)
+        return self._replace(lines=lines)
+
 
 def device_feed(
     *,
@@ -91,8 +97,11 @@ def device_feed(
         lines = load_lines(store, own_plan, label="label" in own, dtype=dtype)
         streams[prefix] = _Stream(own_plan, own, lines)
     held = {prefix: _pixels(stream.lines) for prefix, stream in streams.items()}
-    _check_room(sum(x.nbytes for x in jax.tree.leaves(held)), parallel.local(devices))
+    size = sum(x.nbytes for x in jax.tree.leaves(held))
+    _check_room(size, parallel.local(devices), dtype)
     held = parallel.replicate(held, devices)
+    # The host needs where slices lie, not their pixels, which the devices have now.
+    streams = {prefix: stream.without_pixels() for prefix, stream in streams.items()}
 
     def cut(held: Mapping, batch: Mapping[str, Array]) -> dict[str, Array]:
         out = {
@@ -154,7 +163,7 @@ def _crops(
     return crops
 
 
-def _check_room(size: int, devices: Sequence[jax.Device]) -> None:
+def _check_room(size: int, devices: Sequence[jax.Device], dtype: str) -> None:
     """Raises UserError unless `size` bytes fit into every device that tells."""
     for device in devices:
         stats = device.memory_stats() or {}
@@ -162,10 +171,10 @@ def _check_room(size: int, devices: Sequence[jax.Device]) -> None:
             continue
         room = _ROOM * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
         if size > room:
+            smaller = "" if dtype == "uint8" else " --config.data.device_dtype=uint8 or"
             raise UserError(
                 f"config.data.pipeline is 'device', but the slices of a stage take"
-                f" {size / 2**30:.1f} GiB of {room / 2**30:.1f} GiB on {device}; set"
-                " --config.data.device_dtype=uint8 for a quarter of float32, or"
-                " --config.data.pipeline=tf."
+                f" {size / 2**30:.1f} GiB as {dtype} of {room / 2**30:.1f} GiB on"
+                f" {device}; set{smaller} --config.data.pipeline=tf."
             )
     log.info("%.0f MiB of slices are kept on every device", size / 2**20)

@@ -69,6 +69,11 @@ def main(argv: Sequence[str]) -> int:
         log.info("stopped as asked.%s The same command goes on from there:", about)
         log.info("  python -m pclseg.main %s", shlex.join(argv[1:]))
         return arguments.stopped_status if arguments else 0
+    except MemoryError:
+        log.error("%s", _LESS_HOST_MEMORY)
+        return 1
+    except processes.PeersLost as error:
+        return _peers_lost(error)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             log.error("%s", _less_memory(error))
@@ -76,19 +81,30 @@ def main(argv: Sequence[str]) -> int:
         lost = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "onnection", "Gloo")
         if processes.count() == 1 or not any(word in str(error) for word in lost):
             raise
-        reason = str(error).strip().splitlines()[0][:200]
-        log.error(
-            "process %d of %d: a collective failed (%s); another process may have ended"
-            " and says why. The same command goes on from the last checkpoint.",
-            processes.index(),
-            processes.count(),
-            reason,
-        )
-        return 1
+        return _peers_lost(error)
     except KeyboardInterrupt:  # the second one; the first saves
         log.error("interrupted at once; the same command goes on from what is saved.")
         return 130
     return 0
+
+
+def _peers_lost(error: Exception) -> int:
+    """Says that a collective failed; returns the exit code for it."""
+    log.error(
+        "process %d of %d: a collective failed (%s); another process may have ended"
+        " and says why. The same command goes on from the last checkpoint.",
+        processes.index(),
+        processes.count(),
+        str(error).strip().splitlines()[0][:200],
+    )
+    return processes.LOST
+
+
+_LESS_HOST_MEMORY = (
+    "this machine is out of memory; use --config.data.pipeline=tf or numpy, which map"
+    " the slices instead of holding them, a lower --config.data.prepare.workers, or a"
+    " machine with more."
+)
 
 
 def _less_memory(error: Exception) -> str:

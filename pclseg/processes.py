@@ -26,7 +26,17 @@ from pclseg.errors import UserError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_FAILED = (1, 130)  # exit codes of errors and of a second Ctrl-C
+LOST = 69  # exit code where another process is gone
+_FAILED = (1, 130, LOST)  # exit codes of errors and of a second Ctrl-C
+# XLA on CPUs gives up a collective after half an hour, but the first process may need
+# longer for the preparation that the others wait for.
+_CPU_PATIENCE = "--xla_cpu_collective_timeout_seconds"
+
+
+class PeersLost(Exception):
+    """A collective failed: another process is gone, and says why."""
+
+
 _LAST_SECONDS = 5.0
 
 
@@ -47,6 +57,9 @@ def join(
 
     Where others do not come in time, this process ends with a message and status 1.
     """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _CPU_PATIENCE not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_CPU_PATIENCE}={7 * 24 * 3600}".strip()
     given: dict[str, Any] = {}
     if coordinator != "auto":
         if not 0 <= process < processes:
@@ -111,8 +124,14 @@ def _check_reached(coordinator: str, timeout_seconds: int) -> None:
     deadline = time.monotonic() + timeout_seconds
     while True:
         try:
-            socket.create_connection((host, int(port)), timeout=2).close()
+            address = (host.strip("[]"), int(port))  # of IPv6 [::1]:1234
+            socket.create_connection(address, timeout=2).close()
             return
+        except UnicodeError as error:
+            raise UserError(
+                f"--coordinator is {coordinator!r}, which is no name of a machine"
+                f" ({error}); expected HOST:PORT of process 0."
+            ) from error
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
@@ -187,7 +206,21 @@ def any_of(flag: bool) -> bool:
     """Whether `flag` is set in any process; all must ask."""
     if count() == 1:
         return flag
-    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+    return bool(_all_gather(np.array(flag)).any())
+
+
+def _all_gather(array: np.ndarray) -> np.ndarray:
+    with _losing_peers():
+        return np.asarray(multihost_utils.process_allgather(array))
+
+
+@contextlib.contextmanager
+def _losing_peers() -> Iterator[None]:
+    """Raises PeersLost for what a collective on the host raises, of several kinds."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:  # Gloo's is a ValueError
+        raise PeersLost(str(error)) from error
 
 
 def meet() -> None:
@@ -200,10 +233,10 @@ def gather(value: Any) -> list[Any]:
     if count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array(len(text))).reshape(-1)
+    lengths = _all_gather(np.array(len(text))).reshape(-1)
     padded = np.zeros(lengths.max(), np.uint8)
     padded[: len(text)] = text
-    texts = multihost_utils.process_allgather(padded)
+    texts = _all_gather(padded)
     return [
         json.loads(row[:length].tobytes())
         for row, length in zip(texts, lengths, strict=True)
@@ -215,7 +248,10 @@ def from_first(tree: T) -> T:
 
     The trees must have the same structure, shapes and dtypes.
     """
-    return tree if count() == 1 else multihost_utils.broadcast_one_to_all(tree)
+    if count() == 1:
+        return tree
+    with _losing_peers():
+        return multihost_utils.broadcast_one_to_all(tree)
 
 
 def total(array: np.ndarray) -> np.ndarray:

@@ -116,15 +116,8 @@ def execute(
             lambda: cohort.prepare_dataset(config.data, dataset, log.info)
         )
         store = open_store(path)
-    volumes = [
-        (info.name, info.patient, info.shape, info.labelled) for info in store.infos
-    ]
-    processes.check_alike(
-        {
-            "the prepared data": f"{len(volumes)} volumes, checksum"
-            f" {zlib.crc32(repr(volumes).encode())}"
-        }
-    )
+    stop.moved()  # from here on none waits longer for another than a watch allows
+    _check_alike(store, outline)
     _warn_of_other_files(workdir / "dataset.json", store)
     write_json(
         workdir / "dataset.json",
@@ -157,6 +150,36 @@ def execute(
         with stop.interruptible():
             diagnose(run)
             evaluate(run)
+
+
+def _check_alike(store: Store, outline: Outline) -> None:
+    """Checks that all processes have the same volumes and patients in every part.
+
+    Where each has a copy of the data, voxels may still differ: only what says which
+    volumes there are and how they lie is compared.
+
+    Raises:
+        UserError: naming the process and the first volume, or part, that differs.
+    """
+    mine = {
+        f"volume {info.name}": zlib.crc32(info.to_json().encode())
+        for info in (dataclasses.replace(info, image_path="") for info in store.infos)
+    }
+    mine |= {
+        f"the patients in {part.name} of the split": zlib.crc32(
+            repr(getattr(outline.split, part.name)).encode()
+        )
+        for part in dataclasses.fields(outline.split)
+    }
+    first, *others = processes.gather(mine)
+    for number, other in enumerate(others, start=1):
+        differing = [key for key in first | other if first.get(key) != other.get(key)]
+        if differing:
+            raise UserError(
+                f"process {number} has other data than process 0: {differing[0]} and"
+                f" {len(differing) - 1} more differ; give all the same files, settings"
+                " and split file."
+            )
 
 
 def _common_axis(store: Store) -> int:
@@ -198,7 +221,6 @@ def train_stage(run: Run, stage: Stage) -> None:
         log.info("%s: finished before, skipped", stage.name)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    run.stop.moved()  # others are waited for from here on, in the first step too
     settings = stage.config.train
     checkpoints = Checkpoints(
         folder / "checkpoints", keep=settings.keep, writes=processes.is_first()
@@ -213,7 +235,7 @@ def train_stage(run: Run, stage: Stage) -> None:
             for path in (*old, run.workdir / "summary.json"):
                 path.unlink(missing_ok=True)  # of a last checkpoint that is gone
             writer = MetricWriter(folder, first_step=first_step)
-            feed = _feed(run, stage, first_step)
+            feed = processes.together(lambda: _feed(run, stage, first_step))
         epoch = stage.plan.steps_per_epoch
         train(
             make_train_step(stage.method, stage.tx, stage.axis_name),

@@ -115,3 +115,14 @@ def test_other_errors_of_the_compiler_are_not_hidden(monkeypatch):
     monkeypatch.setattr(main, "run", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
         main.main(["main", "--config=configs/pcl_phantom.py"])
+
+
+def test_too_little_memory_of_the_machine_is_one_line(monkeypatch, capsys):
+    def run_out(arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(main, "run", run_out)
+    status = main.main(["main", "--config=configs/pcl_phantom.py"])
+    rundir.log_to(None)
+    assert status == 1
+    assert "error: this machine is out of memory; use" in capsys.readouterr().err

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from tiny import ROOT, main_command, main_env, run_main, tiny_args
 
+from pclseg import processes
+
 pytestmark = pytest.mark.slow
 FLAGS = "--xla_backend_optimization_level=0"  # compiles in half the time
 
@@ -225,6 +227,14 @@ def test_an_unreachable_coordinator_is_named(place):
     assert "Traceback" not in done.stderr
 
 
+def test_a_coordinator_that_no_machine_can_be_called_is_named(place):
+    args = [*place.args("odd"), "--coordinator=node..x:1234", "--join_seconds=2"]
+    done = run_main([*args, "--processes=2", "--process=1"], env=place.env(2))
+    assert done.returncode == 1
+    assert "is 'node..x:1234', which is no name of a machine" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_others_that_do_not_come_are_missed(place):
     address = f"127.0.0.1:{free_port()}"
     args = [*place.args("alone"), f"--coordinator={address}", "--join_seconds=2"]
@@ -278,3 +288,16 @@ def test_an_error_in_one_process_ends_both(place, one):
     (code, text), (other_code, _) = finish(running, timeout=60)
     assert code == 1 and "metrics.csv" in text and "Traceback" not in text
     assert other_code != 0
+
+
+@pytest.mark.parametrize("where", ["pretrain: a new start", "pretrain step 8/"])
+def test_a_killed_process_ends_the_other_with_one_line(place, one, where):
+    name = f"killed_{len(where)}"
+    running = place.start(place.args(name, pretrain__train__steps=4000))
+    wait_for(where, place.root / name / "log.txt", running)
+    running[1].kill()
+    (code, text), _ = finish(running, timeout=150)
+    assert code != 0 and "Traceback" not in text, text
+    if "a collective failed" in text:  # else jax missed the heart of the other first
+        assert code == processes.LOST
+        assert "process 0 of 2: a collective failed" in text

@@ -1,10 +1,13 @@
 """What a run refuses when it goes on."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
+from test_tfds_store import make_volume
 
-from pclseg import runner
+from pclseg import processes, runner
+from pclseg.data.splits import Split
 from pclseg.errors import UserError
 from pclseg.files import read_json, write_json
 from pclseg.train.stop import StopFlag
@@ -85,3 +88,34 @@ def test_other_files_of_the_same_patients_are_told(tmp_path, caplog):
         tmp_path / "dataset.json", SimpleNamespace(fingerprint="2")
     )
     assert "changed since this run began" in caplog.text
+
+
+def one_process(names, train, rows=(0, 1, 2)):
+    """What `_check_alike` of a process compares."""
+    infos = [dataclasses.replace(make_volume(row).info, **names) for row in rows]
+    split = Split(
+        train=train, labelled=train[:1], validation=("v",), test=(), unlabelled=()
+    )
+    return SimpleNamespace(infos=infos), SimpleNamespace(split=split)
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (one_process({"image_path": "/elsewhere"}, ("a", "b")), None),
+        (one_process({}, ("b", "a")), "the patients in train of the split and 1 more"),
+        (one_process({"labelled": False}, ("a", "b")), "volume case_0 and 2 more"),
+        (one_process({}, ("a", "b"), rows=(0, 1)), "volume case_2 and 0 more"),
+    ],
+)
+def test_processes_with_other_volumes_or_splits_are_told(monkeypatch, other, expected):
+    mine = one_process({}, ("a", "b"))
+    theirs = []
+    monkeypatch.setattr(processes, "gather", lambda own: theirs.append(own) or [own])
+    runner._check_alike(*other)
+    monkeypatch.setattr(processes, "gather", lambda own: [own, theirs[0]])
+    if expected is None:
+        runner._check_alike(*mine)
+        return
+    with pytest.raises(UserError, match=f"process 1 has other data .*: {expected}"):
+        runner._check_alike(*mine)
