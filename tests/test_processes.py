@@ -203,13 +203,14 @@ def test_a_batch_that_does_not_split_is_refused_by_both(place, one):
 @pytest.mark.parametrize("where", ["pretrain: a new start", "pretrain step 8/"])
 def test_a_process_that_stands_still_ends_the_other_with_its_stacks(place, one, where):
     name = f"stuck_{len(where)}"
-    args = place.args(name, "--stall_seconds=20", pretrain__train__steps=4000)
+    # Long enough for the first step to compile on a busy machine.
+    args = place.args(name, "--stall_seconds=60", pretrain__train__steps=4000)
     running = place.start(args)
     log = place.root / name / "log.txt"
     wait_for(where, log, running)
     running[1].send_signal(signal.SIGSTOP)
     try:
-        _, text = running[0].communicate(timeout=120)
+        _, text = running[0].communicate(timeout=200)
     finally:
         for process in running:
             process.kill()
