@@ -89,9 +89,14 @@ def test_slices_that_do_not_fit_are_refused_with_what_helps():
     device = types.SimpleNamespace(
         memory_stats=lambda: {"bytes_limit": 10 * 2**30, "bytes_in_use": 2 * 2**30}
     )
-    feed._check_room(6 * 2**30, [device])
-    with pytest.raises(UserError, match=r"7\.0 GiB of 6\.4 GiB .*device_dtype=uint8"):
-        feed._check_room(7 * 2**30, [device])
+    feed._check_room(6 * 2**30, [device], "float32")
+    expected = (
+        r"7\.0 GiB as float16 of 6\.4 GiB .* set --config.data.device_dtype=uint8"
+    )
+    with pytest.raises(UserError, match=expected):
+        feed._check_room(7 * 2**30, [device], "float16")
+    with pytest.raises(UserError, match=r"set --config\.data\.pipeline=tf\.$"):
+        feed._check_room(7 * 2**30, [device], "uint8")
 
 
 def test_a_run_from_the_device_is_the_run_from_the_host(tmp_path, monkeypatch):
