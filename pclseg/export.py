@@ -1,5 +1,6 @@
 """A trained model as one file that runs without pclseg: a `jax.export` artefact."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +11,8 @@ import numpy as np
 from jax import core, export
 
 from pclseg import __version__, building, network
-from pclseg.data.geometry import SLICES, Geometry
-from pclseg.data.prepare import Options
-from pclseg.data.volume import prepare_image
+from pclseg.data.geometry import SLICES
+from pclseg.data.prepare import Options, prepare_array
 from pclseg.errors import UserError
 from pclseg.evaluation.inference import MULTIPLE
 from pclseg.files import check_new, replacing
@@ -60,8 +60,7 @@ def write_export(
             " nothing was written: report this with the versions of `pclseg doctor`."
         )
     first = networks[0]
-    axis = int(first.options.slice_axis)
-    columns, rows = sorted({0, 1, 2} - {axis})
+    axis, rows, columns = _axes(first.options)
     text = render(
         "export.md.jinja",
         name=folder.name,
@@ -79,7 +78,7 @@ def write_export(
         apart=f"{apart:.1g}",
         here=here,
         clipped=tuple(first.options.clip_percentiles) != (0, 100),
-        order=[axis, rows, columns],
+        order=_axes(first.options),
     )
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -91,6 +90,12 @@ def write_export(
 def _platform() -> str:
     backend = jax.default_backend()
     return "cuda" if backend == "gpu" else backend
+
+
+def _axes(options: Options) -> list[int]:
+    """Canonical axes of [Z, H, W], as `geometry.prepared_geometry` has them."""
+    along = int(options.slice_axis)
+    return [along, *sorted({0, 1, 2} - {along}, reverse=True)]
 
 
 def _spacing(spacing: Sequence[float]) -> str:
@@ -108,22 +113,9 @@ def _difference(data: bytearray, networks: Sequence[Network]) -> float:
     most = 0.0
     for shape in _CHECKED:
         noise = generator.normal(100, 30, shape).astype(np.float32)
-        geometry = Geometry(
-            file_shape=shape,
-            affine=tuple(map(tuple, np.eye(4).tolist())),
-            axes=(0, 1, 2),
-            flips=(False, False, False),
-            native_shape=shape,
-            native_spacing=(1.0, 1.0, 1.0),
-            shape=shape,
-        )
-        image = prepare_image(
-            noise,
-            geometry,
-            clip_percentiles=options.clip_percentiles,
-            integers=options.integers,
-            replace_below=options.replace_below,
-            image_order=options.image_order,
+        as_in_a_file = noise.transpose(np.argsort(_axes(options)))
+        image, _, _ = prepare_array(
+            as_in_a_file, np.eye(4), dataclasses.replace(options, spacing=())
         )
         wanted = predictor(networks, batch_size=1)(image)
         found = np.asarray(exported.call(noise)[1])

@@ -22,8 +22,7 @@ from pclseg import export as exporting
 from pclseg.__main__ import main
 from pclseg.card import write_card
 from pclseg.config import load_config
-from pclseg.data.geometry import Geometry
-from pclseg.data.volume import prepare_image
+from pclseg.data.prepare import prepare_array
 from pclseg.errors import UserError
 from pclseg.export import as_function, export_model, write_export
 from pclseg.network import Network
@@ -449,17 +448,9 @@ def test_an_export_gives_the_numbers_of_pclseg_for_any_size(options):
     )
     for shape, mean in [((2, 32, 32), 100), ((5, 47, 33), 300), ((3, 20, 70), 100)]:
         volume = np.random.default_rng(1).normal(mean, 30, shape).astype(np.float32)
-        chosen = networks[0].options
-        wanted = predictor(networks, batch_size=2)(
-            prepare_image(
-                volume,
-                as_it_is(shape),
-                clip_percentiles=chosen.clip_percentiles,
-                integers=chosen.integers,
-                replace_below=chosen.replace_below,
-                image_order=1,
-            )
-        )
+        as_in_a_file = volume.transpose(2, 1, 0)
+        image, _, _ = prepare_array(as_in_a_file, np.eye(4), networks[0].options)
+        wanted = predictor(networks, batch_size=2)(image)
         labels, probs = exported.call(volume)
         np.testing.assert_allclose(probs, wanted, atol=2e-5)
         # Where two classes are level, rounding decides.
@@ -467,18 +458,6 @@ def test_an_export_gives_the_numbers_of_pclseg_for_any_size(options):
         clear = best[..., -1] - best[..., -2] > 1e-4
         values = np.asarray(networks[0].label_values)[wanted.argmax(axis=-1)]
         np.testing.assert_array_equal(np.asarray(labels)[clear], values[clear])
-
-
-def as_it_is(shape):
-    return Geometry(
-        file_shape=shape,
-        affine=tuple(map(tuple, np.eye(4).tolist())),
-        axes=(0, 1, 2),
-        flips=(False, False, False),
-        native_shape=shape,
-        native_spacing=(1.0, 1.0, 1.0),
-        shape=shape,
-    )
 
 
 def test_an_export_is_checked_before_it_is_written(tmp_path, monkeypatch):
