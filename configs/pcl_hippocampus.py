@@ -33,7 +33,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         name="msd",
         raw_dir="data/Task04_Hippocampus",
         store_dir="prepared",
-        options=dict(label_values=(), channel=0),
+        options=dict(label_values=(), channels=(0,)),
         prepare=dict(
             slice_axis=1,
             spacing=(),

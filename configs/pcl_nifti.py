@@ -45,6 +45,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         **/t1.nii.gz; a 4-D file is the frames of one patient.
     labels: the same of the labels; a label belongs to the image of the same name, or of
         the same folder.
+    more_images: the same of a second channel, where images have two; of more, set
+        config.data.options.more_images.
     patient: regular expression whose group is the patient in the path of an image, such
         as (sub-\d+); without it every file is a patient. Volumes of one patient never
         end on both sides of a split.
@@ -61,6 +63,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         arg,
         images="images",
         labels="labels",
+        more_images="",
         patient="",
         classes=2,
         size="gpu",
@@ -94,6 +97,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         options=dict(
             images=given.images,
             labels=given.labels,
+            more_images=(given.more_images,) if given.more_images else (),
+            channels=(),  # of 4-D images, by number; () takes frames for volumes
             match="",  # regular expression, where names of image and label differ a lot
             patient=given.patient,
             patient_csv="",  # or a table with the columns file,patient

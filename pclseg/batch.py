@@ -6,7 +6,7 @@ from typing import Any
 UNLABELLED = "unlabelled_"  # before keys of the second stream, as unlabelled_image
 # key: (dtype, number of axes, meaning). B is the number of slices of the step.
 KEYS: dict[str, tuple[str, int, str]] = {
-    "image": ("float32", 4, "[B, H, W, 1] normalised intensities"),
+    "image": ("float32", 4, "[B, H, W, C] normalised intensities"),
     "label": ("int32", 3, "[B, H, W] class ids"),
     "volume": ("int32", 1, "[B] row of the volume in the prepared store"),
     "index": ("int32", 1, "[B] index of the slice in its volume, from 0"),

@@ -42,6 +42,7 @@ class Stage:
         method: what is minimised.
         tx: the optimiser.
         schedule: step -> learning rate.
+        channels: of the images.
         plan: which slices each step takes.
         unlabelled: the same for the stream without labels, or None.
         num_steps: of the whole stage.
@@ -54,6 +55,7 @@ class Stage:
     method: Method
     tx: optax.GradientTransformation
     schedule: Callable[[int], Any]
+    channels: int
     plan: Plan
     unlabelled: Plan | None
     num_steps: int
@@ -80,7 +82,7 @@ class Stage:
         """
         height, width = self.plan.crop_size
         shapes = {
-            "image": (height, width, 1),
+            "image": (height, width, self.channels),
             "label": (height, width),
             "position_bits": (3,),
         }
@@ -222,6 +224,7 @@ def build_stage(
         method=method,
         tx=tx,
         schedule=schedule,
+        channels=infos[0].channels,
         plan=plan,
         unlabelled=unlabelled,
         num_steps=num_steps,

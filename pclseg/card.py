@@ -62,7 +62,7 @@ def write_card(
         versions=sorted({run["version"] for run in about}),
         images=f"{SLICES[int(first.options.slice_axis)]} slices of volumes",
         classes=list(zip(first.class_names, first.label_values, strict=True)),
-        expects=_expects(first.options, first.channel),
+        expects=_expects(first.options, first.channels),
         runs=about,
         scores=[
             [str(number), *row]
@@ -84,7 +84,7 @@ def _head(licence: str) -> list[str]:
     return ["license: other", f"license_name: {json.dumps(licence.strip())}"]
 
 
-def _expects(options: Options, channel: int) -> list[str]:
+def _expects(options: Options, channels: tuple[int, ...]) -> list[str]:
     low, high = options.clip_percentiles
     clipped = (
         "normalised inside, not clipped"
@@ -109,8 +109,15 @@ def _expects(options: Options, channel: int) -> list[str]:
         )
     else:
         lines.append("pixels about as large as in the training: none are resampled")
-    if channel >= 0:
-        lines.append(f"of a file of several channels, number {channel}, counted from 0")
+    if len(channels) > 1:
+        lines.append(
+            f"{len(channels)} channels, in this order: those numbered"
+            f" {', '.join(map(str, channels))} of a 4-D file, or of files"
+            " x_0000.nii.gz, x_0001.nii.gz and so on; all on one grid"
+        )
+    elif channels:
+        number = channels[0]
+        lines.append(f"of a file of several channels, number {number}, counted from 0")
     else:
         lines.append("of a 4-D file every frame is segmented by itself")
     return lines

@@ -61,6 +61,7 @@ def write_export(
         )
     first = networks[0]
     axis, rows, columns = _axes(first.options)
+    several = first.num_channels > 1
     text = render(
         "export.md.jinja",
         name=folder.name,
@@ -79,6 +80,8 @@ def write_export(
         here=here,
         clipped=tuple(first.options.clip_percentiles) != (0, 100),
         order=_axes(first.options),
+        shape=f"[Z, H, W, {first.num_channels}]" if several else "[Z, H, W]",
+        channels=first.channels if several else (),
     )
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -111,14 +114,19 @@ def _difference(data: bytearray, networks: Sequence[Network]) -> float:
     generator = np.random.default_rng(0)
     options = networks[0].options
     most = 0.0
+    channels = networks[0].num_channels
     for shape in _CHECKED:
-        noise = generator.normal(100, 30, shape).astype(np.float32)
-        as_in_a_file = noise.transpose(np.argsort(_axes(options)))
+        noise = generator.normal(100, 30, (*shape, channels)).astype(np.float32)
+        as_in_a_file = [
+            channel.transpose(np.argsort(_axes(options)))
+            for channel in np.moveaxis(noise, -1, 0)
+        ]
         image, _, _ = prepare_array(
             as_in_a_file, np.eye(4), dataclasses.replace(options, spacing=())
         )
         wanted = predictor(networks, batch_size=1)(image)
-        found = np.asarray(exported.call(noise)[1])
+        volume = noise if channels > 1 else noise[..., 0]
+        found = np.asarray(exported.call(volume)[1])
         most = max(most, float(np.abs(found - wanted).max()))
     return most
 
@@ -129,7 +137,8 @@ def export_model(
     """The function `volume [Z, H, W] -> (labels, probabilities)`, compiled for export.
 
     The volume is float32 with intensities as in the file, its slices along the first
-    axis and already resampled to the spacing of the options; Z, H and W are free.
+    axis and already resampled to the spacing of the options; Z, H and W are free. Of a
+    network of several channels it is [Z, H, W, C].
     Inside are clipping, normalisation, padding, the networks, their mean, and the
     values of labels. Labels are int32 [Z, H, W], probabilities float32 [Z, H, W, K].
 
@@ -138,7 +147,9 @@ def export_model(
     """
     network.check_alike(networks)
     z, h, w = export.symbolic_shape("z, h, w", constraints=("z >= 2",))
-    shape = jax.ShapeDtypeStruct((z, h, w), jnp.float32)
+    several = networks[0].num_channels
+    channels = (several,) if several > 1 else ()
+    shape = jax.ShapeDtypeStruct((z, h, w, *channels), jnp.float32)
     function = jax.jit(as_function(networks))
     return export.export(function, platforms=platforms)(shape)
 
@@ -153,7 +164,11 @@ def as_function(networks: Sequence[Network]) -> Callable[[Array], tuple[Array, A
     ]
 
     def segment(volume: Array) -> tuple[Array, Array]:
-        image = _normalised(volume, first.options)
+        image = volume if volume.ndim == 4 else volume[..., None]
+        normalise = functools.partial(_normalised, options=first.options)
+        image = jnp.stack(
+            [normalise(image[..., c]) for c in range(image.shape[-1])], axis=-1
+        )
         each = [
             _probabilities(
                 functools.partial(predict, state),
@@ -190,7 +205,7 @@ def _probabilities(
     predict: Callable[[Array], Array], image: Array, *, least: tuple[int, int]
 ) -> Array:
     """As `evaluation.inference.predict_volume` does, one slice at a time."""
-    _, height, width = image.shape
+    _, height, width, _ = image.shape
     high, wide = (
         -(-core.max_dim(size, at_least) // MULTIPLE) * MULTIPLE
         for size, at_least in zip((height, width), least, strict=True)
@@ -198,8 +213,8 @@ def _probabilities(
     top, left = (high - height) // 2, (wide - width) // 2
 
     def of_slice(plane: Array) -> Array:
-        around = ((top, high - height - top), (left, wide - width - left))
-        logits = predict(jnp.pad(plane, around)[None, ..., None])[0]
+        around = ((top, high - height - top), (left, wide - width - left), (0, 0))
+        logits = predict(jnp.pad(plane, around)[None])[0]
         logits = jax.lax.dynamic_slice(
             logits, (top, left, 0), (height, width, logits.shape[-1])
         )

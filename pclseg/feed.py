@@ -57,7 +57,7 @@ class _Stream(NamedTuple):
     lines: Lines
 
     def without_pixels(self) -> "_Stream":
-        nothing = np.empty((0, 0), self.lines.image.dtype)
+        nothing = np.empty((0, 0, 0), self.lines.image.dtype)
         lines = dataclasses.replace(self.lines, image=nothing, label=None)
         return self._replace(lines=lines)
 
@@ -141,23 +141,25 @@ def _pixels(lines: Lines) -> dict[str, np.ndarray]:
 def _crops(
     held: Mapping[str, Array], place: Mapping[str, Array], crop_size: tuple[int, int]
 ) -> dict[str, Array]:
-    """Crops "image", [B, *crop_size, 1] float32, and "label", int32, if it is held."""
+    """Crops "image", [B, *crop_size, C] float32, and "label", int32, if it is held."""
 
     def rectangles(pixels: Array) -> Array:
         def one(line: Array, column: Array) -> Array:
-            return jax.lax.dynamic_slice(pixels, (line, column), crop_size)
+            first = (line, column, *(0 for _ in pixels.shape[2:]))
+            size = (*crop_size, *pixels.shape[2:])
+            return jax.lax.dynamic_slice(pixels, first, size)
 
         return jax.vmap(one)(place["line"], place["column"])
 
     def each(values: Array) -> Array:
-        return values.astype(jnp.float32)[:, None, None]
+        return values.astype(jnp.float32)[:, None, None, None]
 
     image = rectangles(held["image"])
     steps = jnp.issubdtype(image.dtype, jnp.integer)
     image = image.astype(jnp.float32)
     if steps:
         image = each(place["scale"]) * (image - each(place["zero"]))
-    crops = {"image": image[..., None]}
+    crops = {"image": image}
     if "label" in held:
         crops["label"] = rectangles(held["label"]).astype(jnp.int32)
     return crops

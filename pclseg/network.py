@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from pclseg import __version__, building, rundir
-from pclseg.data.datasets.base import LARGEST
+from pclseg.data.datasets.base import LARGEST, checked_channels
 from pclseg.data.prepare import Options, prepare_array
 from pclseg.errors import UserError
 from pclseg.evaluation import components
@@ -30,7 +30,7 @@ from pclseg.train.checkpoint import load_weights
 log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.json"
-FORMAT = 1  # of a model folder
+FORMAT = 2  # of a model folder
 # What a JSON file raises that is not as it should be.
 _ODD = (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError)
 _HUB = "hf://"
@@ -52,7 +52,8 @@ class Network:
         options: how images are prepared.
         class_names: of class id 0, 1, ..., the background first.
         label_values: of the same classes in label files.
-        channel: the one to read of a 4-D image; -1 for every frame.
+        channels: those to read of an image of several, by number; () for an image of
+            one, each frame of a 4-D file by itself.
         gains: what keeping the largest part of a class alone did to held-out cases, see
             `components.summarise_gains`; None where it was not asked.
     """
@@ -65,8 +66,13 @@ class Network:
     options: Options
     class_names: tuple[str, ...]
     label_values: tuple[int, ...]
-    channel: int
+    channels: tuple[int, ...]
     gains: Mapping[str, Mapping[str, Any]] | None
+
+    @property
+    def num_channels(self) -> int:
+        """How many channels an image has."""
+        return len(self.channels) or 1
 
     def state(self) -> TrainState:
         """What `Method.predict` takes."""
@@ -117,8 +123,8 @@ def of_run(run: Path) -> Network:
     step, params, batch_stats = load_weights(run / name / "checkpoints")
     log.info("weights of %s, step %d", run / name, step)
     try:
-        # The axis that most volumes were sliced along, the classes, the channel.
-        axis, channel = dataset["slice_axis"], dataset["channel"]
+        # The axis that most volumes were sliced along, the channels, the classes.
+        axis, channels = dataset["slice_axis"], tuple(dataset["channels"])
         names, values = dataset["class_names"], dataset["label_values"]
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -136,7 +142,7 @@ def of_run(run: Path) -> Network:
         ),
         class_names=tuple(names),
         label_values=tuple(values),
-        channel=channel,
+        channels=channels,
         gains=read_json(gains) if (gains := run / components.FILE).is_file() else None,
     )
 
@@ -213,7 +219,7 @@ def write_model(folder: Path, networks: Sequence[Network], card: str) -> None:
                 "pclseg": __version__,
                 "class_names": first.class_names,
                 "label_values": first.label_values,
-                "channel": first.channel,
+                "channels": first.channels,
                 "prepare": dataclasses.asdict(first.options),
                 "networks": members,
             },
@@ -301,8 +307,7 @@ def _shared(content: Mapping[str, Any]) -> dict[str, Any]:
     whole = all(type(value) is int and abs(value) <= LARGEST for value in values)
     if not (texts and whole and len(values) == len(set(values)) == len(names) > 1):
         raise ValueError(f"label_values are {values} for the classes {names}")
-    if type(content["channel"]) is not int:
-        raise ValueError(f"channel is {content['channel']!r}")
+    channels = checked_channels(content["channels"])
     options = options_of(f"'prepare' of {MODEL_FILE}", content["prepare"])
     if options.slice_axis not in (0, 1, 2):
         raise ValueError(f"slice_axis is {options.slice_axis!r}")
@@ -310,14 +315,14 @@ def _shared(content: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"spacing is {options.spacing}")
     few = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
     try:
-        prepare_array(few, np.eye(4), options)
+        prepare_array([few], np.eye(4), options)
     except UserError as error:  # which speaks of a config
         raise ValueError(str(error)) from error
     return dict(
         options=options,
         class_names=tuple(names),
         label_values=tuple(values),
-        channel=content["channel"],
+        channels=channels,
     )
 
 
@@ -327,7 +332,8 @@ def _check_fit(network: Network) -> None:
     if method.predict is None:
         raise ValueError(f"{network.stage.method.name} does not segment")
     height, width = network.stage.data.crop_size
-    image = jax.ShapeDtypeStruct((1, height, width, 1), jnp.float32)
+    shape = (1, height, width, network.num_channels)
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
     logits = jax.eval_shape(method.predict, network.state(), image)
     if logits.shape != (1, height, width, len(network.class_names)):
         raise ValueError(

@@ -125,7 +125,7 @@ def execute(
             "name": dataset.name,
             "class_names": store.class_names,
             "label_values": store.label_values,
-            "channel": dataset.channel,
+            "channels": dataset.channels,
             "slice_axis": _common_axis(store),
             "fingerprint": store.fingerprint,
             "store": str(store.path),

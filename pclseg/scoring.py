@@ -128,7 +128,7 @@ def volume_predictor(
     batch_size: int,
     tile: int | None = None,
 ) -> Predictor:
-    """A function from a prepared image [Z, H, W] to class probabilities [Z, H, W, K].
+    """A function from a prepared image [Z, H, W, C] to probabilities [Z, H, W, K].
 
     Slices are padded as in training; one compilation a padded shape. Where the device
     is out of memory, fewer slices at a time are tried, then smaller tiles; this is
@@ -163,7 +163,7 @@ def volume_predictor(
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                batch_size, tile = _halved(batch_size, tile, max(image.shape[1:]))
+                batch_size, tile = _halved(batch_size, tile, max(image.shape[1:3]))
                 shown = f" in tiles of {tile} x {tile}" if tile else ""
                 log.warning(
                     "the device is out of memory; going on with %d at a time%s",
@@ -199,7 +199,7 @@ def score_cases(
     """Predicts volumes of the store and scores them.
 
     Args:
-        predict: image [Z, H, W] -> probabilities [Z, H, W, K].
+        predict: image [Z, H, W, C] -> probabilities [Z, H, W, K].
         store: the prepared volumes.
         rows: labelled volumes of the store.
         folder: where `<case>.nii.gz` go, on the grid of the input, with its values; or

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from pclseg import building, network, scoring
-from pclseg.data.datasets.base import Case, num_frames, safe_name, stem
+from pclseg.data.datasets.base import CHANNEL, Case, num_frames, safe_name, stem
+from pclseg.data.datasets.nifti import further_channel
 from pclseg.data.geometry import Geometry
 from pclseg.data.prepare import Options, prepare_array, prepare_case
 from pclseg.data.volume import restore_label, restore_probabilities
@@ -28,11 +29,12 @@ class Segmenter:
     """A trained network, or several whose mean counts, with all that surrounds it.
 
     Attributes:
-        predictor: prepared image [Z, H, W] -> probabilities [Z, H, W, K].
+        predictor: prepared image [Z, H, W, C] -> probabilities [Z, H, W, K].
         options: how images are prepared.
         class_names: of class id 0, 1, ..., the background first.
         label_values: of the same classes in label files.
-        channel: the one to read of a 4-D image; -1 for every frame.
+        channels: those to read of an image of several, by number; () for an image of
+            one, each frame of a 4-D file by itself.
         alone: ids of the classes of which only the largest part is kept.
     """
 
@@ -40,7 +42,7 @@ class Segmenter:
     options: Options
     class_names: tuple[str, ...]
     label_values: tuple[int, ...]
-    channel: int
+    channels: tuple[int, ...]
     alone: tuple[int, ...] = ()
 
     @property
@@ -59,7 +61,8 @@ class Segmenter:
         """Segments a volume in memory.
 
         Args:
-            volume: [X, Y, Z] whole or real numbers, as `nibabel` reads them. The axes
+            volume: [X, Y, Z] whole or real numbers, as `nibabel` reads them; or
+                [X, Y, Z, C] where the network was trained on several channels. The axes
                 run to the right, to the front and upwards, unless `affine` says else.
             spacing: (x, y, z) mm of its voxels.
             affine: [4, 4], voxel index to mm (RAS+), in place of `spacing`.
@@ -71,8 +74,9 @@ class Segmenter:
         Raises:
             UserError: the volume cannot be segmented.
         """
-        array, affine = _checked(volume, spacing, affine)
-        image, geometry, _ = prepare_array(array, affine, self.options)
+        channels = _checked_channels(volume, len(self.channels) or 1)
+        affine = _checked_affine(spacing, affine)
+        image, geometry, _ = prepare_array(channels, affine, self.options)
         probs = self.predictor(image)
         if probabilities:
             return restore_probabilities(probs, geometry)
@@ -94,25 +98,36 @@ class Segmenter:
         return self.predictor(volume.image), volume.info.geometry
 
 
-def _checked(
-    volume: np.ndarray, spacing: Sequence[float], affine: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The volume and its affine, as a file would give them.
+def _checked_channels(volume: np.ndarray, number: int) -> list[np.ndarray]:
+    """The channels of a volume, [X, Y, Z] each, as a file would give them.
 
     Raises:
-        UserError: one of them cannot be used.
+        UserError: they cannot be used.
     """
     array = np.asarray(volume)
-    if array.ndim != 3 or array.dtype.kind not in "iuf" or 0 in array.shape:
+    several = number > 1
+    fits = array.ndim == 3 + several and (not several or array.shape[3] == number)
+    if not fits or array.dtype.kind not in "iuf" or 0 in array.shape:
         raise UserError(
             f"the volume has shape {array.shape} and dtype {array.dtype}; expected"
-            " [X, Y, Z] of whole or real numbers."
+            f" [X, Y, Z{f', {number}' if several else ''}] of whole or real numbers."
         )
     with np.errstate(over="ignore"):  # what becomes infinite is told next
         array = (
             array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
         )
-    check_image(array)
+    channels = list(np.moveaxis(array, -1, 0)) if several else [array]
+    for channel in channels:
+        check_image(channel)
+    return channels
+
+
+def _checked_affine(spacing: Sequence[float], affine: np.ndarray | None) -> np.ndarray:
+    """The affine, as a file would give it.
+
+    Raises:
+        UserError: neither is given, both are, or one cannot be used.
+    """
     if affine is None:
         sizes = _numbers(spacing)
         if sizes.shape != (3,) or not (np.isfinite(sizes) & (sizes > 0)).all():
@@ -121,7 +136,7 @@ def _checked(
                 f"spacing has shape {sizes.shape}{hint}; expected three sizes in mm,"
                 " larger than 0, or give affine."
             )
-        return array, np.diag([*sizes, 1.0])
+        return np.diag([*sizes, 1.0])
     if np.size(spacing):
         raise UserError("spacing and affine are both given; affine holds the spacing.")
     matrix = _numbers(affine)
@@ -129,7 +144,7 @@ def _checked(
         raise UserError(
             f"affine has shape {matrix.shape}; expected (4, 4) with 0, 0, 0, 1 below."
         )
-    return array, check_affine(matrix)
+    return check_affine(matrix)
 
 
 def _numbers(values: object) -> np.ndarray:
@@ -187,7 +202,7 @@ def load_segmenter(
         options=first.options,
         class_names=first.class_names,
         label_values=first.label_values,
-        channel=first.channel,
+        channels=first.channels,
         alone=_alone(networks) if largest_part else (),
     )
 
@@ -213,7 +228,7 @@ def _alone(networks: Sequence[Network]) -> tuple[int, ...]:
 def predictor(
     networks: Sequence[Network], *, batch_size: int, tile: int | None = None
 ) -> Predictor:
-    """Prepared image [Z, H, W] -> mean probabilities [Z, H, W, K] of networks."""
+    """Prepared image [Z, H, W, C] -> mean probabilities [Z, H, W, K] of networks."""
     return mean_of(
         [
             scoring.volume_predictor(
@@ -228,54 +243,140 @@ def predictor(
     )
 
 
-def cases_of(paths: Sequence[Path], *, channel: int) -> list[Case]:
+def cases_of(
+    paths: Sequence[Path],
+    *,
+    channels: Sequence[int],
+    more_paths: Sequence[Sequence[Path]] = (),
+) -> list[Case]:
     """One case a volume.
 
     Args:
         paths: NIfTI images.
-        channel: the one to read of 4-D files; -1: every frame of them is a volume.
+        channels: those to read of an image of several, by number; (): every frame of a
+            4-D file is a volume.
+        more_paths: for each channel after the first its files, where these are not
+            named as nnU-Net does.
 
     Raises:
-        UserError: two files would be predicted into the same file, or one lacks the
+        UserError: two volumes would be predicted into the same file, or one lacks a
             channel.
     """
+    paths = list(dict.fromkeys(paths))
+    if more_paths:
+        volumes = _of_named_channels(paths, more_paths, channels)
+    elif len(channels) > 1:
+        volumes = _of_channels(paths, channels)
+    else:
+        volumes = [found for path in paths for found in _of_file(path, channels)]
     cases: dict[str, Case] = {}
-    for path in dict.fromkeys(paths):
-        for suffix, index in _volumes_of(path, channel):
-            name = safe_name(stem(path)) + suffix
-            if name in cases:
-                raise UserError(
-                    f"{path} and {cases[name].image_path} would both be written to"
-                    f" {name}.nii.gz; predict them into different folders."
-                )
-            cases[name] = _case(name, path, index)
+    for name, ((path, index), *more) in volumes:
+        if name in cases:
+            raise UserError(
+                f"{path} and {cases[name].image_path} would both be written to"
+                f" {name}.nii.gz; predict them into different folders."
+            )
+        cases[name] = Case(
+            name=name,
+            patient=name,
+            frame="",
+            image_path=path,
+            label_path=None,
+            time_index=index,
+            more_channels=tuple(more),
+        )
     return list(cases.values())
 
 
-def _volumes_of(path: Path, channel: int) -> list[tuple[str, int | None]]:
-    """(suffix of the name, index on the fourth axis) of what is read of a file."""
-    frames = num_frames(path)
+# A name, and of every channel the file and the index on its fourth axis.
+_Volume = tuple[str, Sequence[tuple[Path, int | None]]]
+
+
+def _of_file(path: Path, channels: Sequence[int]) -> list[_Volume]:
+    """The volumes, of one channel, of a file."""
+    frames, name = num_frames(path), safe_name(stem(path))
     if frames == 1:
-        return [("", None)]
-    if channel < 0:
-        return [(f"_frame{index:02d}", index) for index in range(frames)]
-    if channel >= frames:
+        return [(name, [(path, None)])]
+    if not channels:
+        return [
+            (f"{name}_frame{index:02d}", [(path, index)]) for index in range(frames)
+        ]
+    return [(name, _of_fourth_axis(path, channels))]
+
+
+def _of_fourth_axis(
+    path: Path, channels: Sequence[int]
+) -> list[tuple[Path, int | None]]:
+    frames = num_frames(path)
+    if max(channels) >= frames:
+        numbers = ", ".join(map(str, channels))
         raise UserError(
             f"{path} has {frames} channels, but the run was trained on channel"
-            f" {channel}, counted from 0; give images like those of the training."
+            f" {numbers}, counted from 0; give images like those of the training."
         )
-    return [("", channel)]
+    return [(path, channel) for channel in channels]
 
 
-def _case(name: str, path: Path, time_index: int | None) -> Case:
-    return Case(
-        name=name,
-        patient=name,
-        frame="",
-        image_path=path,
-        label_path=None,
-        time_index=time_index,
-    )
+def _of_channels(paths: Sequence[Path], channels: Sequence[int]) -> list[_Volume]:
+    """Volumes of several channels: 4-D files, or files x_0000, x_0001 and so on."""
+    volumes: list[_Volume] = []
+    files: dict[tuple[Path, str], dict[int, Path]] = {}
+    for path in paths:
+        suffix = CHANNEL.search(stem(path))
+        if num_frames(path) > 1:
+            volumes.append((safe_name(stem(path)), _of_fourth_axis(path, channels)))
+        elif suffix:
+            place = path.parent, CHANNEL.sub("", stem(path))
+            files.setdefault(place, {})[int(suffix[1])] = path
+        else:
+            raise UserError(
+                f"{path} is one channel, but the run was trained on {len(channels)};"
+                f" name its files {stem(path)}_0000.nii.gz and so on, or give the"
+                " others by --more_images."
+            )
+    for (_, name), found in files.items():
+        lacking = [channel for channel in channels if channel not in found]
+        if lacking:
+            raise UserError(
+                f"{next(iter(found.values()))}: {name}_{lacking[0]:04d}.nii.gz is"
+                f" missing, and the run was trained on the channels"
+                f" {', '.join(map(str, channels))}; give all of them."
+            )
+        read = [(found[channel], None) for channel in channels]
+        volumes.append((safe_name(name), read))
+    return volumes
+
+
+def _of_named_channels(
+    paths: Sequence[Path],
+    more_paths: Sequence[Sequence[Path]],
+    channels: Sequence[int],
+) -> list[_Volume]:
+    """Volumes whose channels are files that belong together by their names."""
+    if 1 + len(more_paths) != (len(channels) or 1):
+        raise UserError(
+            f"--more_images gives {len(more_paths)} further channel(s), but the run was"
+            f" trained on {len(channels) or 1} channel(s) in all."
+        )
+    further = [
+        further_channel(
+            list(paths),
+            list(others),
+            root=Path(),
+            match="",
+            advice="give their files names that are alike, or name them as nnU-Net"
+            " does: x_0000.nii.gz, x_0001.nii.gz",
+        )
+        for others in more_paths
+    ]
+    _, clean = further[0]
+    return [
+        (
+            safe_name(clean(path)),
+            [(path, None), *((files[path], None) for files, _ in further)],
+        )
+        for path in paths
+    ]
 
 
 def predict_files(
@@ -283,6 +384,7 @@ def predict_files(
     paths: Sequence[Path],
     out: Path,
     *,
+    more_paths: Sequence[Sequence[Path]] = (),
     overwrite: bool = False,
     skip: bool = False,
     probabilities: bool = False,
@@ -293,6 +395,7 @@ def predict_files(
         segmenter: from `load_segmenter`.
         paths: NIfTI images, 3-D or 4-D.
         out: folder for the label files, on the grid of their image.
+        more_paths: files of the channels after the first, as in `cases_of`.
         overwrite: replace files that are there, which may be labels drawn by hand.
         skip: leave out volumes whose label file is there, as after a stop.
         probabilities: write `<name>_probabilities.nii.gz`, [X, Y, Z, K] float32, first.
@@ -304,9 +407,10 @@ def predict_files(
         UserError: a file would be overwritten; the first file that cannot be used or
             written, while earlier ones stay written.
     """
-    cases = cases_of(paths, channel=segmenter.channel)
+    cases = cases_of(paths, channels=segmenter.channels, more_paths=more_paths)
     targets = [out / f"{case.name}.nii.gz" for case in cases]
-    _check_spared(targets, paths, overwrite=overwrite or skip)
+    images = [path for case in cases for path, _ in case.channels]
+    _check_spared(targets, images, overwrite=overwrite or skip)
     for number, (case, target) in enumerate(zip(cases, targets, strict=True), start=1):
         if skip and target.exists():
             log.info("predict %d/%d %s: is there", number, len(cases), target)

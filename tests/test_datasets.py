@@ -358,22 +358,36 @@ def test_channels_must_be_chosen_from(tmp_path):
     task(tmp_path, suffix="_0000", test=())
     for number in (1, 2, 10):
         volume(tmp_path / "imagesTr" / f"organ_{number}_0001.nii.gz")
-    with pytest.raises(UserError, match=r"2 channels .*options\.channel=0"):
+    with pytest.raises(UserError, match=r"2 channels .*options\.channels=\(0,\)"):
         msd.make(raw_dir=tmp_path)
-    found = msd.make(raw_dir=tmp_path, channel=1)
+    found = msd.make(raw_dir=tmp_path, channels=(1,))
     assert "organ_10_0001.nii.gz" in pairs(found)
-    with pytest.raises(UserError, match=r"channel is 2, but organ_1 has .* \[0, 1\]"):
-        msd.make(raw_dir=tmp_path, channel=2)
+    with pytest.raises(UserError, match=r"channels is \(2,\), but organ_1 .* \[0, 1\]"):
+        msd.make(raw_dir=tmp_path, channels=(2,))
+    both = msd.make(raw_dir=tmp_path, channels=(1, 0))
+    for case in both.cases:
+        assert [path.name for path, _ in case.channels] == [
+            f"{case.name}_0001.nii.gz",
+            f"{case.name}_0000.nii.gz",
+        ]
+    (tmp_path / "imagesTr" / "organ_2_0001.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"organ_2 has the channels \[0\]"):
+        msd.make(raw_dir=tmp_path, channels=(0, 1))
 
 
 def test_channels_of_a_4d_image_must_be_chosen_from(tmp_path):
     volume(tmp_path / "imagesTr" / "a.nii.gz", shape=(4, 5, 3, 4))
     label(tmp_path / "labelsTr" / "a.nii.gz")
-    with pytest.raises(UserError, match=r"a\.nii\.gz has 4 channels; choose one"):
+    with pytest.raises(UserError, match=r"a\.nii\.gz has 4 channels; choose with"):
         msd.make(raw_dir=tmp_path)
-    assert msd.make(raw_dir=tmp_path, channel=2).cases[0].time_index == 2
-    with pytest.raises(UserError, match="channel is 4"):
-        msd.make(raw_dir=tmp_path, channel=4)
+    assert msd.make(raw_dir=tmp_path, channels=(2,)).cases[0].time_index == 2
+    (case,) = msd.make(raw_dir=tmp_path, channels=(3, 0)).cases
+    assert [index for _, index in case.channels] == [3, 0]
+    with pytest.raises(UserError, match=r"channels is \(4,\)"):
+        msd.make(raw_dir=tmp_path, channels=(4,))
+    for odd in ((0, 0), (-1,), 0, "0", (True,), (0.0,)):
+        with pytest.raises(UserError, match="expected different numbers from 0"):
+            msd.make(raw_dir=tmp_path, channels=odd)
 
 
 def test_an_image_of_the_training_folder_without_label_is_unlabelled(tmp_path):

@@ -90,7 +90,7 @@ def some_network(seed=0, **options):
         ),
         class_names=("background", "shell", "core"),
         label_values=(0, 7, 500),
-        channel=-1,
+        channels=(),
         gains=None,
     )
 
@@ -223,10 +223,10 @@ def test_a_damaged_model_folder_is_named(model):
 
 
 ODD = {
-    "format": [2, None],
+    "format": [1, None],
     "class_names": [["a"], "abc", None, ["a", "b", "c", "d"]],
     "label_values": [[0, 1, 1], [0, 1, 2.0], "x", [], [None, 1, 2], [0, 1, 2**70]],
-    "channel": [None, "0"],
+    "channels": [None, "0", [-1], [0, 0], 0],
     "prepare": [None, {}, {"slice_axis": 2}],
     "networks": [[], {}, None, [3], [{"weights": "x"}]],
 }

@@ -36,7 +36,10 @@ class FakeStore:
         self.class_names = tuple(f"class{i}" for i in range(classes))
         self.infos = tuple(
             types.SimpleNamespace(
-                name=f"case{row}", shape=shape, labelled=row not in unlabelled
+                name=f"case{row}",
+                shape=shape,
+                channels=2,
+                labelled=row not in unlabelled,
             )
             for row, shape in enumerate(shapes)
         )
@@ -49,7 +52,9 @@ class FakeStore:
         label = (pixels + row) % len(self.class_names) if info.labelled else None
         return types.SimpleNamespace(
             info=info,
-            image=(pixels + 0.25 + 10_000 * row).astype(np.float32),
+            image=(pixels[..., None] + np.float32([0.25, 0.5]) + 10_000 * row).astype(
+                np.float32
+            ),
             label=None if label is None else label.astype(np.uint16),
         )
 
@@ -133,11 +138,11 @@ def test_load_pixels_reads_each_volume_once_and_finds_every_plane():
     assert (pixels.image.dtype, pixels.label.dtype) == (np.float32, np.uint8)
     for row in (0, 2):
         volume = store.volume(row)
-        for index, plane in enumerate(volume.image):
+        for index, plane in enumerate(volume.label):
             first = pixels.first_pixel(np.array([row]), np.array([index]))[0]
             place = slice(first, first + plane.size)
-            assert (pixels.image[place] == plane.ravel()).all()
-            assert (pixels.label[place] == volume.label[index].ravel()).all()
+            assert (pixels.image[place] == volume.image[index].reshape(-1, 2)).all()
+            assert (pixels.label[place] == plane.ravel()).all()
 
 
 def test_load_pixels_keeps_labels_only_if_asked_and_all_their_values():

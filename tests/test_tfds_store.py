@@ -30,6 +30,7 @@ def make_volume(row, dtype=np.uint8, labelled=True):
         patient=f"patient_{row // 2}",
         frame=("ED", "ES")[row % 2],
         shape=shape,
+        channels=2,
         spacing=spacing,
         labelled=labelled,
         spacing_known=row != 1,
@@ -37,7 +38,7 @@ def make_volume(row, dtype=np.uint8, labelled=True):
         geometry=geometry,
         image_path=f"/raw/case_{row}.nii.gz",
     )
-    image = rng.normal(size=shape).astype(np.float32)
+    image = rng.normal(size=(*shape, 2)).astype(np.float32)
     label = rng.integers(0, 3, shape).astype(dtype) if labelled else None
     return Volume(info, image, label)
 
@@ -140,12 +141,12 @@ def test_a_write_that_fails_leaves_no_store_and_may_be_repeated(tmp_path, volume
 
 def test_another_format_is_refused(path, tmp_path):
     text = (path / "metadata.json").read_text()
-    (tmp_path / "metadata.json").write_text(text.replace('"format": 1', '"format": 0'))
-    with pytest.raises(UserError, match="has store format 0, this version reads 1"):
+    (tmp_path / "metadata.json").write_text(text.replace('"format": 2', '"format": 1'))
+    with pytest.raises(UserError, match="has store format 1, this version reads 2"):
         tfds_store.open_store(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 1, "infos": [3]}'])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 2, "infos": [3]}'])
 def test_damaged_metadata_is_told_with_what_to_do(tmp_path, content):
     (tmp_path / "metadata.json").write_text(content)
     with pytest.raises(

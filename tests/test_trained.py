@@ -20,8 +20,8 @@ from pclseg.trained import Segmenter, predict_files
 
 
 def by_brightness(volume):
-    """Probabilities of two classes: the mean intensity divides them."""
-    bright = (volume > 0).astype(np.float32)
+    """Probabilities of two classes: the mean of the last channel divides them."""
+    bright = (volume[..., -1] > 0).astype(np.float32)
     return np.stack([1 - bright, bright], axis=-1)
 
 
@@ -38,7 +38,7 @@ SEGMENTER = Segmenter(
     ),
     class_names=("background", "bright"),
     label_values=(0, 500),
-    channel=-1,
+    channels=(),
 )
 
 
@@ -77,12 +77,12 @@ def test_of_channels_only_that_of_the_training_is_read(tmp_path):
     voxels = image((7, 6, 5, 2))
     path = tmp_path / "mri.nii.gz"
     write(path, voxels)
-    one = dataclasses.replace(SEGMENTER, channel=1)
+    one = dataclasses.replace(SEGMENTER, channels=(1,))
     (target,) = predict_files(one, [path], tmp_path / "out")
     assert target.name == "mri.nii.gz"
     expected = np.where(voxels[..., 1] > voxels[..., 1].mean(), 500, 0)
     np.testing.assert_array_equal(np.asanyarray(nib.load(target).dataobj), expected)
-    without = dataclasses.replace(SEGMENTER, channel=2)
+    without = dataclasses.replace(SEGMENTER, channels=(2,))
     with pytest.raises(UserError, match="2 channels, but .* trained on channel 2"):
         predict_files(without, [path], tmp_path / "out")
 

@@ -457,8 +457,9 @@ def ramp(shape=(4, 5, 3), dtype=np.int16):
 def test_integers_stay_as_stored_and_wide_floats_become_float32(tmp_path):
     save(tmp_path / "a.nii.gz", ramp())
     save(tmp_path / "b.nii.gz", ramp(dtype=np.float64))
-    assert volume_file.load_case(case(tmp_path / "a.nii.gz")).image.dtype == np.int16
-    assert volume_file.load_case(case(tmp_path / "b.nii.gz")).image.dtype == np.float32
+    for name, dtype in (("a", np.int16), ("b", np.float32)):
+        (image,) = volume_file.load_case(case(tmp_path / f"{name}.nii.gz")).images
+        assert image.dtype == dtype
 
 
 def test_a_frame_of_a_4d_file_is_read_with_its_label(tmp_path):
@@ -466,7 +467,7 @@ def test_a_frame_of_a_4d_file_is_read_with_its_label(tmp_path):
     image = save(tmp_path / "a.nii.gz", frames)
     label = save(tmp_path / "b.nii.gz", (frames % 3).astype(np.uint8))
     loaded = volume_file.load_case(case(image, label, time_index=1))
-    np.testing.assert_array_equal(loaded.image, frames[..., 1])
+    np.testing.assert_array_equal(loaded.images[0], frames[..., 1])
     np.testing.assert_array_equal(loaded.label, frames[..., 1] % 3)
 
 
@@ -474,7 +475,7 @@ def test_axes_of_length_one_behind_the_frames_do_not_matter(tmp_path):
     frames = ramp((4, 5, 3, 2))
     path = save(tmp_path / "a.nii.gz", frames[..., None])
     loaded = volume_file.load_case(case(path, time_index=1))
-    np.testing.assert_array_equal(loaded.image, frames[..., 1])
+    np.testing.assert_array_equal(loaded.images[0], frames[..., 1])
 
 
 @pytest.mark.parametrize("noise", [1e-7, 1e-5, 1e-4])
@@ -669,14 +670,15 @@ def test_a_hippocampus_case_is_sliced_from_back_to_front(shared_data):
     loaded = volume_file.load_case(
         case(task / "imagesTr" / name, task / "labelsTr" / name)
     )
+    (array,) = loaded.images
     geometry, shape, spacing = prepared_geometry(
-        loaded.image.shape, loaded.affine, slice_axis=1, spacing=()
+        array.shape, loaded.affine, slice_axis=1, spacing=()
     )
-    assert loaded.image.shape == (34, 52, 35)
+    assert array.shape == (34, 52, 35)
     assert shape == (52, 35, 34)
     assert spacing == (1.0, 1.0, 1.0)
     image = volume.prepare_image(
-        loaded.image,
+        array,
         geometry,
         clip_percentiles=(0, 100),
         integers=False,

@@ -7,7 +7,7 @@ import jax
 
 from pclseg.named import make_named
 
-# f(keys [B], images [B, H, W, 1], labels [B, H, W] or None) -> (images, labels); labels
+# f(keys [B], images [B, H, W, C], labels [B, H, W] or None) -> (images, labels); labels
 # come out as they went in, an array or None, which Callable cannot say
 Augment = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 

@@ -18,11 +18,11 @@ Range = Sequence[float]  # (low, high)
 
 
 def make(*, brightness: Range, contrast: Range, clip: Range) -> Augment:
-    """One draw of brightness and contrast per image.
+    """One draw of brightness and contrast per image and channel.
 
     contrast * (image - mean) + mean + brightness, then the clipping.
 
-    The mean is that of the image, its padding included.
+    The mean is that of the channel, its padding included.
 
     Args:
         brightness: low and high of what is added, in units of the image.
@@ -41,11 +41,13 @@ def make(*, brightness: Range, contrast: Range, clip: Range) -> Augment:
             raise UserError(f"augment.{name} is {bounds}; expected (low, high).")
     if contrast[0] < 0:
         raise UserError(f"augment.contrast is {contrast}; expected 0 <= low <= high.")
-    low, high = (jnp.array(ends) for ends in zip(brightness, contrast, strict=True))
+    low, high = (jnp.array([ends]) for ends in zip(brightness, contrast, strict=True))
 
     def one(key: Array, image: Array) -> Array:
-        shift, factor = jax.random.uniform(key, (2,), minval=low, maxval=high)
-        mean = image.mean()
+        shape = (image.shape[-1], 2)
+        drawn = jax.random.uniform(key, shape, minval=low, maxval=high)
+        shift, factor = drawn.T[:, None, None]  # [1, 1, C] each
+        mean = image.mean(axis=(0, 1), keepdims=True)
         image = factor * (image - mean) + mean + shift
         return jnp.clip(image, *clip) if clip else image
 

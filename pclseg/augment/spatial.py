@@ -57,7 +57,7 @@ def make(
     def one(
         key: Array, image: Array, label: Array | None
     ) -> tuple[Array, Array | None]:
-        """One sample: image [H, W, 1], label [H, W] or None."""
+        """One sample: image [H, W, C], label [H, W] or None."""
         number_key, move_key = jax.random.split(key)
         numbers = jax.random.uniform(number_key, (3,))
         flips, resampled = numbers[:2] < 0.5, numbers[2] < resample_probability
@@ -69,9 +69,12 @@ def make(
             elastic_sigma=elastic_sigma,
             scale=scale,
         )
-        image = _mirror(image[..., 0], flips)
-        moved = sample_image(image, where, order=image_order)
-        image = jnp.where(resampled, moved, image)[..., None]
+        image = _mirror(image, flips)
+        moved = [
+            sample_image(image[..., channel], where, order=image_order)
+            for channel in range(image.shape[-1])
+        ]
+        image = jnp.where(resampled, jnp.stack(moved, axis=-1), image)
         if label is not None:
             label = _mirror(label, flips)
             label = jnp.where(resampled, sample_label(label, where), label)
@@ -166,7 +169,7 @@ def _band(size: int, sigma: Array, max_radius: int) -> Array:
 
 
 def _mirror(array: Array, flips: Array) -> Array:
-    """Reverses axis i of [H, W] where flips[i], of [2] bool, is set."""
+    """Reverses axis i of [H, W, ...] where flips[i], of [2] bool, is set."""
     array = jnp.where(flips[0], array[::-1, :], array)
     return jnp.where(flips[1], array[:, ::-1], array)
 

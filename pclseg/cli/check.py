@@ -92,6 +92,21 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", nargs="+", help="folders or globs below it")
     parser.add_argument("--labels", nargs="+", default=[], help="likewise")
     parser.add_argument(
+        "--more_images",
+        nargs="+",
+        default=[],
+        metavar="GLOB",
+        help="one for each further channel, where images have several",
+    )
+    parser.add_argument(
+        "--channels",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="to read of 4-D images, from 0; without it their frames are volumes",
+    )
+    parser.add_argument(
         "--patient", default="", help=r"regular expression, as '(sub-\d+)'"
     )
     parser.add_argument("--workers", type=int, default=0, help="processes (all CPUs)")
@@ -116,6 +131,8 @@ def dataset_of(args: argparse.Namespace) -> Dataset:
             raw_dir=args.raw_dir,
             images=args.images,
             labels=args.labels,
+            more_images=args.more_images,
+            channels=args.channels,
             patient=args.patient,
         )
     except OSError as error:
@@ -136,7 +153,8 @@ def _config(
             raise UserError(f"there is no option {arg}; --help lists them.")
     if not args.config:
         return None
-    if args.raw_dir or args.images or args.labels or args.patient:
+    data = (args.raw_dir, args.images, args.labels, args.patient)
+    if any((*data, args.more_images, args.channels)):
         raise UserError(
             "with --config, the data are those of the config: set"
             " --config.data.raw_dir and --config.data.options.KEY."

@@ -131,6 +131,8 @@ def config_text(
         raw_dir=str(Path(args.raw_dir).expanduser().absolute()),
         images=_one(args.images),
         labels=_one(args.labels),
+        more_images=tuple(args.more_images),
+        channels=tuple(args.channels),
         patient=args.patient,
         label_values=dataset.label_values,
         class_names=dataset.class_names,

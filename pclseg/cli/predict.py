@@ -38,6 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--images", nargs="+", required=True, help="NIfTI files, folders or globs"
     )
     parser.add_argument(
+        "--more_images",
+        nargs="+",
+        default=[],
+        metavar="GLOB",
+        help="of networks of several channels, for each after the first: its files,"
+        " where they are not called x_0000.nii.gz, x_0001.nii.gz (one 4-D file needs"
+        " nothing)",
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, help="folder for the label files"
     )
     parser.add_argument(
@@ -72,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_local("--out", args.out)
         if args.out.exists() and not args.out.is_dir():
             raise UserError(f"--out {args.out} is a file; name a folder.")
-        paths = [path for pattern in args.images for path in _found(pattern)]
+        paths = [path for name in args.images for path in _found(name, "--images")]
+        more_paths = [_found(name, "--more_images") for name in args.more_images]
         segmenter = load_segmenter(
             args.run,
             batch_size=args.batch_size,
@@ -85,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             segmenter,
             paths,
             args.out,
+            more_paths=more_paths,
             overwrite=args.overwrite,
             skip=args.skip,
             probabilities=args.probabilities,
@@ -93,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_status(predict)
 
 
-def _found(pattern: str) -> list[Path]:
+def _found(pattern: str, option: str) -> list[Path]:
     found = [Path(name) for name in glob.glob(pattern, recursive=True)]
     paths = [path for path in found if is_nifti(path)]
     if Path(pattern).is_file():  # also where its name has a bracket
@@ -102,7 +113,7 @@ def _found(pattern: str) -> list[Path]:
         paths = nifti_files(Path(pattern))
     if not paths:
         raise UserError(
-            f"--images {pattern!r} finds no .nii.gz or .nii file; quote globs,"
+            f"{option} {pattern!r} finds no .nii.gz or .nii file; quote globs,"
             " '*.nii.gz'."
         )
     return sorted(paths, key=natural_key)

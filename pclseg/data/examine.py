@@ -23,6 +23,7 @@ from pclseg.data.volume_file import (
     check_image,
     check_whole,
     file_planes,
+    read_channel,
     read_volume,
 )
 
@@ -49,11 +50,12 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a volume holds; JSON-able."""
+    """What a volume, of several channels the first one, holds; JSON-able."""
 
     name: str
     patient: str
     image: str
+    more_channels: tuple[str, ...]
     label: str  # "" where there is none
     shape: tuple[int, int, int]  # of the file
     spacing: tuple[float, float, float]  # mm, of the axes of the file
@@ -113,6 +115,9 @@ def examine(request: Request) -> Examined:
             found += _header_findings(case, affine)
             facts = _facts(case, image, geometry)
             found += _image_findings(case, facts)
+        for path, index in case.more_channels if facts else ():
+            with as_error(found, case.name, path, STOPS):
+                read_channel(path, index, image.shape, affine)
         if case.label_path is not None:
             with as_error(found, case.name, case.label_path, STOPS):
                 label, label_affine = read_volume(case.label_path, case.time_index)
@@ -174,6 +179,7 @@ def _facts(case: Case, image: np.ndarray, geometry: Geometry) -> Facts:
         name=case.name,
         patient=case.patient,
         image=str(case.image_path),
+        more_channels=tuple(str(path) for path, _ in case.more_channels),
         label=str(case.label_path or ""),
         shape=geometry.file_shape,
         spacing=(file_spacing[0], file_spacing[1], file_spacing[2]),

@@ -82,15 +82,19 @@ def _info(
         geometry, shape, prepared_spacing = prepared_geometry(
             file_shape[:3], affine, slice_axis=slice_axis, spacing=spacing
         )
+    beside = [(path, "channel") for path, _ in case.more_channels]
     if case.label_path is not None:
-        with naming(case, case.label_path):
-            label_shape, label_affine = _header(case.label_path, read)
-            check_grids(file_shape[:3], affine, label_shape[:3], label_affine)
+        beside.append((case.label_path, "label"))
+    for path, what in beside:
+        with naming(case, path):
+            own_shape, own_affine = _header(path, read)
+            check_grids(file_shape[:3], affine, own_shape[:3], own_affine, what=what)
     return CaseInfo(
         name=case.name,
         patient=case.patient,
         frame=case.frame,
         shape=shape,
+        channels=len(case.channels),
         spacing=prepared_spacing,
         labelled=case.label_path is not None,
         spacing_known=case.spacing_known,

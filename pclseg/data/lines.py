@@ -24,11 +24,11 @@ class Lines:
     before it, so that every crop of the plan is one rectangle of `image`.
 
     Attributes:
-        image: [L, W] of one of DTYPES; grey value = scale * (pixel - zero).
+        image: [L, W, C] of one of DTYPES; grey value = scale * (pixel - zero).
         label: [L, W] uint8 or uint16, or None.
         start: [V] int64 by store row, first line of the volume; -1 if not loaded.
         height: [V] int64 by store row, lines of a slice.
-        scale: [V] float32 by store row.
+        scale: [V] float32 by store row, of all channels.
         zero: [V] int32 by store row.
     """
 
@@ -88,7 +88,7 @@ def load_lines(store: "Store", plan: Plan, *, label: bool, dtype: str) -> Lines:
     start = np.full(len(shapes), -1, np.int64)
     start[rows] = np.cumsum(lines) - lines
     size = int(lines.sum()), int(max(crop_width, *shapes[rows, 2]))
-    image = np.zeros(size, dtype)
+    image = np.zeros((*size, store.infos[rows[0]].channels), dtype)
     label_dtype = np.uint8 if len(store.class_names) <= 256 else np.uint16
     labels = np.zeros(size, label_dtype) if label else None
     scale, zero = np.ones(len(shapes), np.float32), np.zeros(len(shapes), np.int32)
@@ -124,8 +124,8 @@ def _in_steps(image: np.ndarray, dtype: str) -> tuple[np.ndarray, float, int]:
 
 
 def _put(lines: np.ndarray, slices: np.ndarray, height: int, crop_width: int) -> None:
-    """Writes slices [Z, H, W] into their lines, [Z * height, >= W]."""
-    place = lines.reshape(len(slices), height, -1)
+    """Writes slices [Z, H, W, ...] into their lines, [Z * height, >= W, ...]."""
+    place = lines.reshape(len(slices), height, *lines.shape[1:])
     down = (height - slices.shape[1]) // 2
     right = max(crop_width - slices.shape[2], 0) // 2
     place[:, down : down + slices.shape[1], right : right + slices.shape[2]] = slices

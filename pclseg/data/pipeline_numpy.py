@@ -27,7 +27,8 @@ def make(
     """The batches of steps first_step..first_step+num_steps-1 of `plan`.
 
     The volumes of the plan are read once, now, and stay in host memory (4 bytes per
-    voxel, 5 with labels) while the iterator lives. Closing it ends its thread.
+    voxel and channel, labels 1 more) while the iterator lives. Closing it ends its
+    thread.
 
     Args:
         store: prepared store that the plan's table was made from.
@@ -86,7 +87,7 @@ def _batch(
     batch = attributes(rows, keys)
     if "image" in keys:
         image = _crop(pixels.image, pixels, rows, plan.crop_size, np.float32)
-        batch["image"] = image[..., None]
+        batch["image"] = image
     if pixels.label is not None:  # loaded only if asked for
         batch["label"] = _crop(pixels.label, pixels, rows, plan.crop_size, np.int32)
     return batch
@@ -99,17 +100,20 @@ def _crop(
     crop_size: tuple[int, int],
     dtype: type[np.generic],
 ) -> np.ndarray:
-    """[B, *crop_size] crops of the slices `rows`, smaller slices centred on 0.
+    """[B, *crop_size, ...] crops of the slices `rows`, smaller ones centred on 0.
+
+    Pixels of `flat`, [P, ...], are numbers, or one a channel.
 
     An axis shorter than the crop is padded to it, floor(missing / 2) before the slice,
     and is then taken whole; a longer one is not padded.
     """
-    out = np.zeros((len(rows.volume), *crop_size), dtype)
+    out = np.zeros((len(rows.volume), *crop_size, *flat.shape[1:]), dtype)
     first = pixels.first_pixel(rows.volume, rows.index)
     height, width = pixels.height[rows.volume], pixels.width[rows.volume]
     for item in range(len(out)):
         size = height[item], width[item]
-        plane = flat[first[item] : first[item] + size[0] * size[1]].reshape(size)
+        plane = flat[first[item] : first[item] + size[0] * size[1]]
+        plane = plane.reshape(*size, *flat.shape[1:])
         kept = plane[rows.top[item] :, rows.left[item] :][
             : crop_size[0], : crop_size[1]
         ]

@@ -28,7 +28,8 @@ def make(
     """The batches of steps first_step..first_step+num_steps-1 of `plan`.
 
     The volumes of the plan are read once, now, and stay in host memory (4 bytes per
-    voxel, 5 with labels) while the iterator lives; TensorFlow reads them in place.
+    voxel and channel, labels 1 more) while the iterator lives; TensorFlow reads them in
+    place.
 
     Args:
         store: prepared store that the plan's table was made from.
@@ -80,7 +81,7 @@ def _dataset(
         place = {key: slice_[key] for key in _PLACE}
         out = {key: slice_[key] for key in keys - {"image", "label"}}
         if image is not None:
-            out["image"] = _crop(image, plan.crop_size, **place)[..., None]
+            out["image"] = _crop(image, plan.crop_size, **place)
         if label is not None:
             out["label"] = tf.cast(_crop(label, plan.crop_size, **place), tf.int32)
         return out
@@ -123,16 +124,18 @@ def _shared(array: np.ndarray):
 
 
 def _crop(flat, crop_size: tuple[int, int], *, first, height, width, top, left):
-    """[*crop_size] of the plane [height, width] that begins at `flat[first]`.
+    """[*crop_size, ...] of the plane [height, width, ...] that begins at `flat[first]`.
 
     An axis shorter than the crop is padded to it with 0, floor(missing / 2) before the
     slice, and is then taken whole; a longer one is not padded.
     """
     rows = tf.minimum(height, crop_size[0])
     columns = tf.minimum(width, crop_size[1])
-    strip = tf.slice(flat, [first + top * width], [rows * width])
-    kept = tf.reshape(strip, [rows, width])[:, left : left + columns]
+    channels = flat.shape[1:]  # none of labels
+    first += top * width
+    strip = flat[first : first + rows * width]
+    kept = tf.reshape(strip, [rows, width, *channels])[:, left : left + columns]
     down, right = (crop_size[0] - rows) // 2, (crop_size[1] - columns) // 2
     after = crop_size[0] - rows - down, crop_size[1] - columns - right
-    padded = tf.pad(kept, [[down, after[0]], [right, after[1]]])
-    return tf.ensure_shape(padded, crop_size)
+    around = [[down, after[0]], [right, after[1]], *([0, 0] for _ in channels)]
+    return tf.ensure_shape(tf.pad(kept, around), (*crop_size, *channels))

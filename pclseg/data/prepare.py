@@ -172,6 +172,7 @@ def fingerprint(dataset: Dataset, options: Options) -> str:
             stamp(case.image_path),
             stamp(case.label_path),
             case.time_index,
+            [[stamp(path), index] for path, index in case.more_channels],
             case.spacing_known,
             case.in_series,
         ]
@@ -253,7 +254,7 @@ def _task_bytes(task: Task) -> int:
     except (*READ_ERRORS, UserError):  # the worker says what is wrong
         return pool.BYTES
     voxels = max(math.prod(geometry.native_shape), math.prod(new_shape))
-    return pool.BYTES + BYTES_PER_VOXEL * voxels
+    return pool.BYTES + BYTES_PER_VOXEL * voxels * len(task.case.channels)
 
 
 def _prepare_one(task: Task) -> Outcome:
@@ -309,7 +310,7 @@ def prepare_case(
     """
     loaded = load_case(case)
     with naming(case, case.image_path):
-        image, geometry, spacing = prepare_array(loaded.image, loaded.affine, options)
+        image, geometry, spacing = prepare_array(loaded.images, loaded.affine, options)
     label = None
     if loaded.label is not None:
         with naming(case, case.label_path):
@@ -327,6 +328,7 @@ def prepare_case(
         patient=case.patient,
         frame=case.frame,
         shape=geometry.shape,
+        channels=image.shape[-1],
         spacing=spacing,
         labelled=label is not None,
         spacing_known=case.spacing_known,
@@ -338,32 +340,38 @@ def prepare_case(
 
 
 def prepare_array(
-    array: np.ndarray, affine: np.ndarray, options: Options
+    channels: Sequence[np.ndarray], affine: np.ndarray, options: Options
 ) -> tuple[np.ndarray, Geometry, tuple[float, float, float]]:
-    """An image as the network sees it.
+    """An image as the network sees it, each channel normalised by itself.
 
     Args:
-        array: [X, Y, Z], finite, not constant.
+        channels: [X, Y, Z] each, finite, not constant.
         affine: [4, 4] float64, voxel index to mm (RAS+).
         options: how it is prepared.
 
     Returns:
-        float32 [Z, H, W]; where it lies; its spacing (z, y, x) in mm.
+        float32 [Z, H, W, C]; where it lies; its spacing (z, y, x) in mm.
 
     Raises:
         UserError: an option out of range, a single slice, or all voxels the same.
     """
+    shape = channels[0].shape
     geometry, _, spacing = prepared_geometry(
-        array.shape, affine, slice_axis=options.slice_axis, spacing=options.spacing
+        shape, affine, slice_axis=options.slice_axis, spacing=options.spacing
     )
-    image = prepare_image(
-        array,
-        geometry,
-        clip_percentiles=options.clip_percentiles,
-        integers=options.integers,
-        replace_below=options.replace_below,
-        image_order=options.image_order,
-    )
+    images = [
+        prepare_image(
+            channel,
+            geometry,
+            clip_percentiles=options.clip_percentiles,
+            integers=options.integers,
+            replace_below=options.replace_below,
+            image_order=options.image_order,
+        )
+        for channel in channels
+    ]
+    # Of one channel no copy is made.
+    image = images[0][..., None] if len(images) == 1 else np.stack(images, axis=-1)
     return image, geometry, spacing
 
 

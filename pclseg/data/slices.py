@@ -139,7 +139,7 @@ class Pixels:
     """Volumes end to end in host memory; the plane of a slice is a range of pixels.
 
     Attributes:
-        image: [P] float32.
+        image: [P, C] float32.
         label: [P] uint8, or uint16 with more than 256 classes; None if not asked for.
         start: [V] int64 by store row, first pixel of the volume; -1 if not loaded.
         height: [V] int64 by store row.
@@ -158,7 +158,9 @@ class Pixels:
 
 
 def load_pixels(store: "Store", rows: Iterable[int], *, label: bool) -> Pixels:
-    """Reads volumes once into host memory: 4 bytes per voxel, 5 (or 6) with labels.
+    """Reads volumes once into host memory.
+
+    4 bytes per voxel and channel, 1 (or 2) more per voxel with labels.
 
     Args:
         store: prepared store.
@@ -175,13 +177,14 @@ def load_pixels(store: "Store", rows: Iterable[int], *, label: bool) -> Pixels:
     sizes = shapes[rows].prod(axis=1)
     start = np.full(len(shapes), -1, np.int64)
     start[rows] = np.cumsum(sizes) - sizes
-    image = _aligned(int(sizes.sum()), np.float32)
+    channels = store.infos[rows[0]].channels if rows else 1
+    image = _aligned(int(sizes.sum()) * channels, np.float32).reshape(-1, channels)
     label_dtype = np.uint8 if len(store.class_names) <= 256 else np.uint16
     labels = _aligned(int(sizes.sum()), label_dtype) if label else None
     for row, size in zip(rows, sizes, strict=True):
         volume = store.volume(row)
         place = slice(start[row], start[row] + size)
-        image[place] = volume.image.reshape(-1)
+        image[place] = volume.image.reshape(-1, channels)
         if labels is not None:
             labels[place] = np.asarray(volume.label).reshape(-1)
     return Pixels(

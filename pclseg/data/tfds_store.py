@@ -22,7 +22,7 @@ import numpy as np
 from pclseg.data.geometry import Geometry
 from pclseg.errors import UserError
 
-FORMAT = 1  # of the examples and the metadata; raised when either changes
+FORMAT = 2  # of the examples and the metadata; raised when either changes
 SPLIT = "volumes"  # TFDS reserves "all"
 BUILDER = "pclseg_volumes"
 # What TFDS and array_record raise for files that were cut, changed or removed.
@@ -39,6 +39,7 @@ class CaseInfo:
     patient: str
     frame: str
     shape: tuple[int, int, int]  # (Z, H, W)
+    channels: int  # of the image
     spacing: tuple[float, float, float]  # (z, y, x) mm
     labelled: bool
     spacing_known: bool  # False: leave the case out of metrics in mm
@@ -65,7 +66,7 @@ class Volume:
     """A prepared volume."""
 
     info: CaseInfo
-    image: np.ndarray  # float32 [Z, H, W], normalised; read-only if from a store
+    image: np.ndarray  # float32 [Z, H, W, C], normalised; read-only if from a store
     label: np.ndarray | None  # uint8 or uint16 [Z, H, W] class ids; None: unlabelled
 
 
@@ -207,7 +208,7 @@ def _builder_class() -> Any:
 
         def _info(self) -> Any:
             features = tfds.features
-            voxels = dict(shape=(None, None, None))
+            shape = (None, None, None)
             return tfds.core.DatasetInfo(
                 builder=self,
                 description="Volumes prepared by pclseg.",
@@ -216,10 +217,10 @@ def _builder_class() -> Any:
                         "name": features.Text(),
                         "info": features.Text(),
                         "image": features.Tensor(
-                            **voxels, dtype=np.float32, encoding="bytes"
+                            shape=(*shape, None), dtype=np.float32, encoding="bytes"
                         ),
                         "label": features.Tensor(
-                            **voxels, dtype=self._label_dtype, encoding="zlib"
+                            shape=shape, dtype=self._label_dtype, encoding="zlib"
                         ),
                     }
                 ),
@@ -247,7 +248,8 @@ def _builder_class() -> Any:
 def _example(volume: Volume, label_dtype: type) -> dict:
     if volume.image.nbytes > MAX_BYTES:
         raise UserError(
-            f"{volume.info.name} has {volume.image.shape} voxels after preparation,"
+            f"{volume.info.name} has {volume.info.shape} voxels of"
+            f" {volume.info.channels} channel(s) after preparation,"
             " more than the 2 GiB that an example may take; set a coarser"
             " config.data.prepare.spacing."
         )

@@ -26,7 +26,8 @@ GRID_TOLERANCE = 0.25  # voxels by which the grids of image and label may differ
 class LoadedCase:
     """What the files of a case hold, in their own axes and orientation."""
 
-    image: np.ndarray  # [X, Y, Z] integer or float, finite, not constant
+    # A channel each: [X, Y, Z] integer or float, finite, not constant.
+    images: tuple[np.ndarray, ...]
     affine: np.ndarray  # [4, 4] float64, voxel index to mm (RAS+)
     label: np.ndarray | None  # [X, Y, Z] values of the file
 
@@ -45,19 +46,43 @@ def load_case(case: Case) -> LoadedCase:
 
     Raises:
         UserError: naming case and file: unreadable or cut short, not 3-D, NaN or
-            infinite voxels, constant image, label on another grid or not of whole
-            numbers.
+            infinite voxels, constant image, label or channel on another grid than the
+            first channel, label not of whole numbers.
     """
     with naming(case, case.image_path):
         image, affine = read_volume(case.image_path, case.time_index)
         check_image(image)
+    images = [image]
+    for path, index in case.more_channels:
+        with naming(case, path):
+            images.append(read_channel(path, index, image.shape, affine))
     if case.label_path is None:
-        return LoadedCase(image, affine, None)
+        return LoadedCase(tuple(images), affine, None)
     with naming(case, case.label_path):
         label, label_affine = read_volume(case.label_path, case.time_index)
         check_grids(image.shape, affine, label.shape, label_affine)
         check_whole(label)
-    return LoadedCase(image, affine, label)
+    return LoadedCase(tuple(images), affine, label)
+
+
+def read_channel(
+    path: Path, index: int | None, shape: Sequence[int], affine: np.ndarray
+) -> np.ndarray:
+    """A further channel of an image, [X, Y, Z].
+
+    Args:
+        path: of its file.
+        index: on the fourth axis of it.
+        shape: (X, Y, Z) of the first channel.
+        affine: likewise.
+
+    Raises:
+        UserError: the file cannot be used, or lies on another grid.
+    """
+    channel, own_affine = read_volume(path, index)
+    check_image(channel)
+    check_grids(shape, affine, channel.shape, own_affine, what="channel")
+    return channel
 
 
 def open_volume(path: Path) -> nib.Nifti1Image | nib.Nifti2Image:
@@ -206,6 +231,8 @@ def check_grids(
     affine: np.ndarray,
     label_shape: Sequence[int],
     label_affine: np.ndarray,
+    *,
+    what: str = "label",
 ) -> None:
     """Raises UserError where a label's voxels do not lie on those of its image.
 
@@ -214,8 +241,8 @@ def check_grids(
     """
     if tuple(shape) != tuple(label_shape):
         raise UserError(
-            f"the label's shape is {tuple(label_shape)}, the image's {tuple(shape)};"
-            " resample the label onto the image."
+            f"the {what}'s shape is {tuple(label_shape)}, the image's {tuple(shape)};"
+            f" resample the {what} onto the image."
         )
     corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij"))
     corners = corners.reshape(4, -1).astype(np.float64)  # [4, 8]
@@ -223,10 +250,10 @@ def check_grids(
     voxels = np.linalg.solve(affine[:3, :3], apart[:3])
     if np.abs(voxels).max() > GRID_TOLERANCE:
         raise UserError(
-            "the label lies up to"
+            f"the {what} lies up to"
             f" {np.linalg.norm(apart[:3], axis=0).max():.3g} mm off the image"
             f" ({np.abs(voxels).max():.2g} voxels) though their shapes agree; copy the"
-            " image's affine into the label or resample it onto the image."
+            f" image's affine into the {what} or resample it onto the image."
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 MULTIPLE = 16  # of sides of images, for four poolings by 2
-Predictor = Callable[[np.ndarray], np.ndarray]  # [Z, H, W] -> [Z, H, W, K]
+Predictor = Callable[[np.ndarray], np.ndarray]  # [Z, H, W, C] -> [Z, H, W, K]
 
 
 def predict_volume(
@@ -28,8 +28,8 @@ def predict_volume(
     doi 10.1038/s41592-020-01008-z).
 
     Args:
-        predict: [B, H', W', 1] float32 -> logits [B, H', W', K].
-        image: [Z, H, W] float32, normalised.
+        predict: [B, H', W', C] float32 -> logits [B, H', W', K].
+        image: [Z, H, W, C] float32, normalised.
         min_shape: (H, W) of the training crop; smaller slices are padded up to it.
         multiple: what H' and W' are multiples of.
         batch_size: B.
@@ -39,17 +39,17 @@ def predict_volume(
         [Z, H, W, K] float32, softmax over the last axis.
 
     Raises:
-        ValueError: an image that is not [Z, H, W], a tile that is no multiple, or
+        ValueError: an image that is not [Z, H, W, C], a tile that is no multiple, or
             logits of another shape.
     """
-    if image.ndim != 3:
-        raise ValueError(f"image has shape {image.shape}; expected [Z, H, W].")
+    if image.ndim != 4:
+        raise ValueError(f"image has shape {image.shape}; expected [Z, H, W, C].")
     if tile is not None and (tile < 1 or tile % multiple):
         raise ValueError(f"tile is {tile}; expected a multiple of {multiple}.")
-    depth, height, width = image.shape
+    depth, height, width, channels = image.shape
     high, wide = padded_shape((height, width), min_shape=min_shape, multiple=multiple)
     top, left = (high - height) // 2, (wide - width) // 2
-    padded = np.zeros((depth, high, wide), np.float32)
+    padded = np.zeros((depth, high, wide, channels), np.float32)
     padded[:, top : top + height, left : left + width] = image
     size = (min(tile or high, high), min(tile or wide, wide))
     places = [(y, x) for y in _starts(high, size[0]) for x in _starts(wide, size[1])]
@@ -58,9 +58,9 @@ def predict_volume(
     total = None
     for first in range(0, len(jobs), batch_size):
         some = jobs[first : first + batch_size]
-        batch = np.zeros((batch_size, *size, 1), np.float32)
+        batch = np.zeros((batch_size, *size, channels), np.float32)
         for row, (z, y, x) in enumerate(some):
-            batch[row, ..., 0] = padded[z, y : y + size[0], x : x + size[1]]
+            batch[row] = padded[z, y : y + size[0], x : x + size[1]]
         logits = np.asarray(predict(batch), np.float32)
         if logits.ndim != 4 or logits.shape[:3] != batch.shape[:3]:
             raise ValueError(
@@ -68,7 +68,7 @@ def predict_volume(
                 f" expected [{batch_size}, {size[0]}, {size[1]}, K]."
             )
         if total is None:
-            total = np.zeros((*padded.shape, logits.shape[-1]), np.float32)
+            total = np.zeros((*padded.shape[:3], logits.shape[-1]), np.float32)
         for (z, y, x), probs in zip(some, _softmax(logits[: len(some)]), strict=True):
             place = total[z, y : y + size[0], x : x + size[1]]
             place += weight[..., None] * probs

@@ -45,10 +45,10 @@ class Method:
         loss: (params, state, batch, key) -> (scalar, Aux). Inside a pmapped step the
             batch holds this device's rows; `parallel` gives what lies on the others.
         after_step: state -> state, after the optimiser, e.g. the EMA of a teacher.
-        predict: (state, images [B, H, W, 1]) -> logits [B, H, W, K], or None.
+        predict: (state, images [B, H, W, C]) -> logits [B, H, W, K], or None.
         also_predict: other networks of the state, such as a teacher, by name; scored
             beside `predict`, whose predictions are the ones that are kept.
-        embed: (state, images [B, H, W, 1]) -> embedding [B, D] unit length, or None.
+        embed: (state, images [B, H, W, C]) -> embedding [B, D] unit length, or None.
         positives: batch without images -> number of positives of every anchor, or None.
         min_volumes: volumes that a batch must hold, each with one slice of every
             partition (`data.sampling="partitions"`); 0 where any slices will do.

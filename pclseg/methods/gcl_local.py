@@ -40,7 +40,7 @@ def make(
     the `near_regions` nearest other regions, of both versions of the same slice.
 
     Args:
-        model: images [B, H, W, 1] -> [B, R, D], one embedding a region of `regions`,
+        model: images [B, H, W, C] -> [B, R, D], one embedding a region of `regions`,
             with batch statistics. Its encoder is held by `optimizer.frozen`.
         augment: per-sample, and one that moves nothing.
         axis_name: of the pmapped step, or None.

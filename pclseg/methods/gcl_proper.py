@@ -68,7 +68,7 @@ def make(
     count once each, also where a batch has three volumes or more.
 
     Args:
-        model: images [B, H, W, 1] -> embedding [B, D], with batch statistics.
+        model: images [B, H, W, C] -> embedding [B, D], with batch statistics.
         augment: per-sample random views.
         axis_name: of the pmapped step, or None.
         variant: "GD-", positives are the images of one slice, or "GD", also the like

@@ -29,7 +29,7 @@ def make(
     slice as i and permute the batch for j. Blends are made of augmented slices.
 
     Args:
-        model: images [B, H, W, 1] -> logits [B, H, W, K], with batch statistics.
+        model: images [B, H, W, C] -> logits [B, H, W, K], with batch statistics.
         augment: moves images and labels alike, before they are mixed.
         axis_name: of the pmapped step, or None; every device gathers the augmented
             slices and labels of all, 8 bytes a pixel.

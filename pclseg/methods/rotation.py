@@ -29,7 +29,7 @@ def make(*, model: Any, augment: Augment, axis_name: str | None) -> Method:
     does not depend on the number of devices.
 
     Args:
-        model: images [B, H, H, 1] -> logits [B, 4], with batch statistics; its
+        model: images [B, H, H, C] -> logits [B, 4], with batch statistics; its
             `features` gives the pooled centre.
         augment: of the slice before it is turned. One that rotates, as "spatial" does,
             makes the answer a matter of chance: use "none".

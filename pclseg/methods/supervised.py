@@ -18,7 +18,7 @@ def make(*, model: Any, augment: Augment, axis_name: str | None) -> Method:
     baseline.
 
     Args:
-        model: images [B, H, W, 1] -> logits [B, H, W, K], with batch statistics.
+        model: images [B, H, W, C] -> logits [B, H, W, K], with batch statistics.
         augment: moves images and labels alike.
         axis_name: of the pmapped step, or None.
     """

@@ -70,7 +70,7 @@ class Encoder(nn.Module):
         """Features of every scale.
 
         Args:
-            images: [B, H, W, 1] float, H and W multiples of 16.
+            images: [B, H, W, C] float, H and W multiples of 16.
             train: whether to normalise by the batch and move the running averages.
 
         Returns:
@@ -187,7 +187,7 @@ class UNet2D(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> Array:
-        """[B, H, W, 1] float, H and W multiples of 16 -> logits [B, H, W, K] float32.
+        """[B, H, W, C] float, H and W multiples of 16 -> logits [B, H, W, K] float32.
 
         With `train`, apply with `mutable=["batch_stats"]`.
         """
@@ -225,7 +225,7 @@ class UNet2DContrast(nn.Module):
         self.head = ProjectionHead(self.out_dim)
 
     def __call__(self, images: Array, train: bool) -> Array:
-        """[B, H, W, 1] float, H and W multiples of 16 -> [B, D] float32, of any length.
+        """[B, H, W, C] float, H and W multiples of 16 -> [B, D] float32, of any length.
 
         With `train`, apply with `mutable=["batch_stats"]`.
         """
@@ -253,8 +253,8 @@ class UNet2DJigsaw(UNet2DContrast):
         `train` both move the running averages, the images first.
 
         Args:
-            images: [B, H, W, 1] float, H and W multiples of 16.
-            patches: [B, P, S, S, 1] float, S a multiple of 16.
+            images: [B, H, W, C] float, H and W multiples of 16.
+            patches: [B, P, S, S, C] float, S a multiple of 16.
             train: apply with `mutable=["batch_stats"]` if so.
 
         Returns:
@@ -291,7 +291,7 @@ class UNet2DLocal(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> Array:
-        """[B, H, W, 1] float, H and W multiples of 16 -> [B, R, D] float32.
+        """[B, H, W, C] float, H and W multiples of 16 -> [B, R, D] float32.
 
         R regions as in `regions`. With `train`, apply with `mutable=["batch_stats"]`.
         """

@@ -42,7 +42,7 @@ def consistency(
     only. Every pass is normalised by its own batch, the teacher's too.
 
     Args:
-        model: images [B, H, W, 1] -> logits [B, H, W, K], with batch statistics.
+        model: images [B, H, W, C] -> logits [B, H, W, K], with batch statistics.
         augment: moves labelled images and their labels alike.
         transform: T.
         axis_name: of the pmapped step, or None.

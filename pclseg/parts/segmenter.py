@@ -20,10 +20,10 @@ def train_logits(
     """Logits normalised by the batch, and the running statistics after it.
 
     Args:
-        model: images [B, H, W, 1] -> logits [B, H, W, K], with batch statistics.
+        model: images [B, H, W, C] -> logits [B, H, W, K], with batch statistics.
         params: of the model.
         model_state: {"batch_stats": ...} before this batch.
-        images: [B, H, W, 1].
+        images: [B, H, W, C].
     """
     return model.apply(
         {"params": params, **model_state}, images, train=True, mutable=["batch_stats"]

@@ -43,7 +43,7 @@ def two_views(
     form.
 
     Args:
-        model: images [B, H, W, 1] -> embedding [B, D], with batch statistics.
+        model: images [B, H, W, C] -> embedding [B, D], with batch statistics.
         augment: per-sample random views.
         positives: which keys belong to which anchors, from the attributes of their
             slices; the attribute "row" is the number of the slice in the global batch.

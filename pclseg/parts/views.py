@@ -60,10 +60,10 @@ def embed_views(
     """Embeds some views of a batch in training mode.
 
     Args:
-        model: images [B, H, W, 1] -> embedding [B, ..., D], with batch statistics.
+        model: images [B, H, W, C] -> embedding [B, ..., D], with batch statistics.
         params: of the model.
         model_state: before the step.
-        images: [B, H, W, 1] each.
+        images: [B, H, W, C] each.
         views: "separate", one forward pass a view with its own batch statistics, or
             "concat", one pass over all.
 
@@ -102,7 +102,7 @@ def embed_groups_in_turn(
         embed: (model, images [C, ...], rows [C]) -> embeddings [num_views * C, D], view
             after view; batch statistics after it.
         model: with `bn_groups`, a multiple of the number of devices.
-        images: [B, H, W, 1], the batch of this device.
+        images: [B, H, W, C], the batch of this device.
         rows: [B] int32, numbers of its slices in the global batch.
         num_views: of `embed`.
         axis_name: of the pmapped step, or None.

@@ -105,7 +105,7 @@ def _overlay(
         role=role,
         case=case,
         dice=dice,
-        image=volume.image,
+        image=volume.image[..., 0],  # the first channel
         label=volume.label,
         prediction=_read_prediction(path, volume.info, store.label_values),
         spacing=volume.info.spacing,

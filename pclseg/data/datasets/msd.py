@@ -6,17 +6,18 @@ writes the labels of dataset.json the other way round; both forms are read.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from pclseg.data.datasets.base import (
+    CHANNEL,
     Case,
     Dataset,
+    channels_of_file,
+    checked_channels,
     class_names_for,
     natural_key,
     nifti_files,
-    num_frames,
     require_folder,
     safe_name,
     scan_label_values,
@@ -24,16 +25,19 @@ from pclseg.data.datasets.base import (
 )
 from pclseg.errors import UserError
 
-CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net's suffix
 ENTRY = {
     "training": '{"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/x.nii.gz"}',
     "test": '"./imagesTs/x.nii.gz"',
 }
-File = tuple[str, Path, Path | None]  # name, image, label
+# name, image or a file a channel, label
+File = tuple[str, tuple[Path, ...], Path | None]
 
 
 def make(
-    *, raw_dir: str | Path, label_values: Sequence[int] = (), channel: int = -1
+    *,
+    raw_dir: str | Path,
+    label_values: Sequence[int] = (),
+    channels: Sequence[int] = (),
 ) -> Dataset:
     """The volumes of imagesTr with their labels and, unlabelled, those of imagesTs.
 
@@ -43,8 +47,8 @@ def make(
         raw_dir: the task's folder.
         label_values: the value in the files of class 0, 1, ...; () takes them from
             dataset.json or, without one, from the label files, all of which are read.
-        channel: which channel of images that have several (a 4-D file, or one file a
-            channel, _0000 and so on); -1 where they have one.
+        channels: which to read of images that have several (a 4-D file, or one file a
+            channel, _0000 and so on), by number; () where they have one.
 
     Raises:
         UserError: the folder, a listed image or all labels are missing, a label has no
@@ -54,8 +58,9 @@ def make(
         Path(raw_dir).expanduser(), "a task: imagesTr, labelsTr, dataset.json"
     )
     index = _read_index(root / "dataset.json")
-    files = _listed_files(root, index) or _found_files(root, index, channel)
-    cases = [_case(name, image, label, channel) for name, image, label in files]
+    channels = checked_channels(channels)
+    files = _listed_files(root, index) or _found_files(root, index, channels)
+    cases = [_case(name, images, label, channels) for name, images, label in files]
     names_by_value = _names_by_value(root / "dataset.json", index.get("labels") or {})
     label_values = tuple(label_values) or tuple(sorted(names_by_value, key=_zero_first))
     if not label_values:
@@ -69,7 +74,7 @@ def make(
             for value, name in zip(label_values, fallback, strict=True)
         ),
         label_values=label_values,
-        channel=channel,
+        channels=channels,
     )
 
 
@@ -123,15 +128,15 @@ def _listed_files(root: Path, index: dict) -> list[File]:
         for entry in entries if isinstance(entries, list) else [entries]:
             match entry:
                 case {"image": str(image), "label": str(label)} if key == "training":
-                    files.append((stem(root / image), root / image, root / label))
+                    files.append((stem(root / image), (root / image,), root / label))
                 case str(image) | {"image": str(image)} if key == "test":
-                    files.append((stem(root / image), root / image, None))
+                    files.append((stem(root / image), (root / image,), None))
                 case _:
                     raise UserError(
                         f"{root / 'dataset.json'}: an entry of {key!r} is {entry!r};"
                         f" expected {ENTRY[key]}."
                     )
-    missing = [image for _, image, _ in files if not image.is_file()]
+    missing = [images[0] for _, images, _ in files if not images[0].is_file()]
     if missing and stem(missing[0]) in _bases(nifti_files(missing[0].parent)):
         return []
     if missing:
@@ -143,7 +148,7 @@ def _listed_files(root: Path, index: dict) -> list[File]:
     return sorted(files, key=lambda file: natural_key(file[0]))
 
 
-def _found_files(root: Path, index: dict, channel: int) -> list[File]:
+def _found_files(root: Path, index: dict, channels: tuple[int, ...]) -> list[File]:
     """The files of imagesTr, with those of labelsTr, then those of imagesTs."""
     labels = {stem(path): path for path in nifti_files(root / "labelsTr")}
     paths = nifti_files(require_folder(root / "imagesTr", "the task's images"))
@@ -153,9 +158,9 @@ def _found_files(root: Path, index: dict, channel: int) -> list[File]:
     suffixed = "channel_names" in index or (
         not stems & labels.keys() and labels.keys() & _bases(paths)
     )
-    gather = _by_case if suffixed else lambda paths, _: {stem(p): p for p in paths}
-    train = gather(paths, channel)
-    test = gather(nifti_files(root / "imagesTs"), channel)
+    gather = _by_case if suffixed else lambda paths, _: {stem(p): (p,) for p in paths}
+    train = gather(paths, channels)
+    test = gather(nifti_files(root / "imagesTs"), channels)
     without_image = sorted(labels.keys() - train.keys(), key=natural_key)
     if without_image:
         name = without_image[0]
@@ -163,8 +168,10 @@ def _found_files(root: Path, index: dict, channel: int) -> list[File]:
             f"{labels[name]} has no image: expected {root / 'imagesTr' / name}.nii.gz;"
             " add it or take the label out."
         )
-    files: list[File] = [(name, path, labels.get(name)) for name, path in train.items()]
-    return files + [(name, path, None) for name, path in test.items()]
+    files: list[File] = [
+        (name, paths, labels.get(name)) for name, paths in train.items()
+    ]
+    return files + [(name, paths, None) for name, paths in test.items()]
 
 
 def _bases(paths: list[Path]) -> set[str]:
@@ -172,45 +179,56 @@ def _bases(paths: list[Path]) -> set[str]:
     return {CHANNEL.sub("", stem(path)) for path in paths}
 
 
-def _by_case(paths: list[Path], channel: int) -> dict[str, Path]:
-    """{case: image} of the chosen one of nnU-Net's xx_0000.nii.gz, xx_0001.nii.gz."""
-    channels: dict[str, dict[int, Path]] = {}
+def _by_case(
+    paths: Sequence[Path], channels: tuple[int, ...]
+) -> dict[str, tuple[Path, ...]]:
+    """{case: a file a channel} of nnU-Net's x_0000.nii.gz, x_0001.nii.gz.
+
+    Args:
+        paths: of all channels of all cases.
+        channels: the chosen ones, by number; () where each case has one.
+
+    Raises:
+        UserError: a file is not named like that, or a case lacks a chosen channel, or
+            has several and none is chosen.
+    """
+    found: dict[str, dict[int, Path]] = {}
     for path in paths:
-        found = CHANNEL.search(stem(path))
-        if not found:
+        suffix = CHANNEL.search(stem(path))
+        if not suffix:
             raise UserError(
                 f"{path} should end in its channel, {stem(path)}_0000.nii.gz, as the"
                 " other images do; rename it."
             )
         name = CHANNEL.sub("", stem(path))
-        channels.setdefault(name, {})[int(found[1])] = path
-    for name, files in channels.items():
-        if channel < 0 and len(files) > 1:
+        found.setdefault(name, {})[int(suffix[1])] = path
+    for name, files in found.items():
+        if not channels and len(files) > 1:
             raise UserError(
-                f"{name} has {len(files)} channels ({sorted(files)}); choose one with"
-                " config.data.options.channel=0."
+                f"{name} has {len(files)} channels ({sorted(files)}); choose with"
+                " config.data.options.channels=(0,), or several."
             )
-        if max(channel, 0) not in files:
+        if not set(channels or (0,)) <= set(files):
             raise UserError(
-                f"config.data.options.channel is {channel}, but {name} has the channels"
-                f" {sorted(files)}."
+                f"config.data.options.channels is {channels}, but {name} has the"
+                f" channels {sorted(files)}."
             )
-    return {name: files[max(channel, 0)] for name, files in channels.items()}
+    return {
+        name: tuple(files[channel] for channel in channels or (0,))
+        for name, files in found.items()
+    }
 
 
-def _case(name: str, image: Path, label: Path | None, channel: int) -> Case:
+def _case(
+    name: str, images: tuple[Path, ...], label: Path | None, channels: tuple[int, ...]
+) -> Case:
     """One case; a channel of a 4-D image is read like one of its frames."""
-    channels = num_frames(image)
-    if channels > 1 and channel < 0:
-        raise UserError(
-            f"{image} has {channels} channels; choose one with"
-            " config.data.options.channel=0."
-        )
-    if channel >= channels > 1:
-        raise UserError(
-            f"config.data.options.channel is {channel}, but {image} has {channels}"
-            " channels, counted from 0."
-        )
+    image, *others = images
+    if others:  # a file a channel
+        read = [(path, None) for path in images]
+    else:
+        read = [(image, index) for index in channels_of_file(image, channels)]
+    (image, index), *more = read
     name = safe_name(name)
     return Case(
         name=name,
@@ -218,5 +236,6 @@ def _case(name: str, image: Path, label: Path | None, channel: int) -> Case:
         frame="",
         image_path=image,
         label_path=label,
-        time_index=channel if channels > 1 else None,
+        time_index=index,
+        more_channels=tuple(more),
     )

@@ -2,14 +2,18 @@
 
 import difflib
 import glob
+import itertools
 import os
 import re
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 from pclseg.data.datasets.base import (
+    CHANNEL,
     Case,
     Dataset,
+    channels_of_file,
+    checked_channels,
     class_names_for,
     is_nifti,
     natural_key,
@@ -24,7 +28,6 @@ from pclseg.data.datasets.base import (
 from pclseg.errors import UserError
 
 OPTION = "config.data.options"
-CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net ends the names of images in the channel
 # Words that say what a file is, not which case it shows.
 ROLES = frozenset(
     "image images img imgs im imagestr imagests imagesva volume volumes vol scan scans"
@@ -34,6 +37,10 @@ ROLES = frozenset(
 # Entities that BIDS adds to the name of an image for what is derived from it.
 DERIVED = frozenset(("space", "res", "den", "label", "desc", "seg"))
 NO_IMAGE = "matches no image"
+ADVICE = (
+    f"narrow the patterns, or set {OPTION}.match to a regular expression whose group is"
+    " what the names of an image and of what belongs to it share"
+)
 Key = Callable[[Path], Hashable]
 
 
@@ -42,6 +49,8 @@ def make(
     raw_dir: str | Path,
     images: str | Sequence[str],
     labels: str | Sequence[str] = "",
+    more_images: Sequence[str] = (),
+    channels: Sequence[int] = (),
     match: str = "",
     patient: str = "",
     patient_csv: str = "",
@@ -55,12 +64,18 @@ def make(
     where files of all cases are called alike, the folders count (x/image and x/label).
     In BIDS names the entities decide (sub-1_run-2_T1w and sub-1_run-2_desc-x_dseg).
     Where no name helps, it belongs to the only image of its folder (x/t1 and x/seg).
-    A 4-D image is the frames of one patient, labelled by a 4-D label.
+    A 4-D image is the frames of one patient, labelled by a 4-D label, unless `channels`
+    says that its fourth axis holds channels. Channels that are files of their own are
+    found by `more_images`, and belong to images as labels do.
 
     Args:
         raw_dir: the folder that relative patterns and `patient_csv` start from.
         images: a pattern such as "images/*.nii.gz" or "**/t2.nii.gz", or several.
         labels: likewise; "" where nothing is labelled.
+        more_images: a pattern for each further channel of the images, in the order in
+            which the network gets them, such as "images/*_0001.nii.gz".
+        channels: of 4-D images, by number on the fourth axis, such as (0, 1); () takes
+            that axis for frames.
         match: regular expression searched in the path of images and labels; its groups
             are what both share. "" matches names as above.
         patient: regular expression searched in the path of an image; its group
@@ -71,33 +86,108 @@ def make(
 
     Raises:
         UserError: a pattern that finds nothing, a label that matches no image or
-            several, an image without a patient, frames that do not pair up.
+            several, an image without a patient or a channel, frames that do not pair
+            up.
     """
+    channels = checked_channels(channels)
+    if channels and more_images:
+        raise UserError(
+            f"set one of {OPTION}.channels, of 4-D files, and {OPTION}.more_images, not"
+            " both."
+        )
     root = require_folder(Path(raw_dir).expanduser(), "where the patterns start")
     label_paths = _find(root, labels, "labels") if labels else []
-    taken = set(map(_place, label_paths))
+    patterns = [more_images] if isinstance(more_images, str) else more_images
+    more_paths = [_find(root, pattern, "more_images") for pattern in patterns]
+    taken = set(map(_place, itertools.chain(label_paths, *more_paths)))
     image_paths = [
         path for path in _find(root, images, "images") if _place(path) not in taken
     ]
     if not image_paths:
         raise UserError(
-            f"{OPTION}.images finds only files that {OPTION}.labels finds too; make the"
-            " patterns differ."
+            f"{OPTION}.images finds only files that {OPTION}.labels or .more_images"
+            " finds too; make the patterns differ."
         )
     label_of, clean = _match(root, image_paths, label_paths, match)
+    more_of = []
+    for paths in more_paths:
+        found, channel_clean = further_channel(
+            image_paths, paths, root=root, match=match
+        )
+        more_of.append(found)
+        clean = clean if label_paths else channel_clean
     names = _names(root, image_paths, clean)
     patient_of = _patients(root, patient, patient_csv)
     cases: list[Case] = []
     for path in image_paths:
         name = names[path]
         person = patient_of(path) if patient or patient_csv else name
-        cases.extend(_frames(name, person, path, label_of.get(path)))
+        label = label_of.get(path)
+        if channels:
+            read = [(path, index) for index in channels_of_file(path, channels)]
+        elif more_of:
+            read = [(path, None), *((of[path], None) for of in more_of)]
+        else:
+            cases.extend(_frames(name, person, path, label))
+            continue
+        cases.append(_of_channels(name, person, read, label))
     values = tuple(label_values) or scan_label_values(label_paths)
     return Dataset(
         name="nifti",
         cases=tuple(cases),
         class_names=class_names_for(values, class_names),
         label_values=values,
+        channels=channels or tuple(range(1 + len(more_of) if more_of else 0)),
+    )
+
+
+def further_channel(
+    images: list[Path],
+    files: list[Path],
+    *,
+    root: Path,
+    match: str,
+    advice: str = ADVICE,
+) -> tuple[dict[Path, Path], Callable[[Path], str]]:
+    """({image: its further channel}, what of an image's name is its case's name).
+
+    They belong together by the rules for labels.
+
+    Args:
+        images: first channels.
+        files: further ones, one an image.
+        root: folder that both lie below.
+        match: as in `make`.
+        advice: what to do where they do not pair up.
+
+    Raises:
+        UserError: they do not.
+    """
+    found, clean = _match(root, images, files, match, what="channel", advice=advice)
+    lacking = [image for image in images if image not in found]
+    if lacking:
+        raise UserError(
+            f"{lacking[0]} has no further channel ({len(lacking)} such images; the"
+            f" first channel found is {files[0]}), and every image needs one; {advice}."
+        )
+    return found, clean
+
+
+def _of_channels(
+    name: str,
+    patient: str,
+    channels: Sequence[tuple[Path, int | None]],
+    label: Path | None,
+) -> Case:
+    (image, index), *more = channels
+    return Case(
+        name=name,
+        patient=patient,
+        frame="",
+        image_path=image,
+        label_path=label,
+        time_index=index,
+        more_channels=tuple(more),
     )
 
 
@@ -153,12 +243,18 @@ def _compile(pattern: str, option: str) -> re.Pattern[str]:
 
 
 def _match(
-    root: Path, images: list[Path], labels: list[Path], pattern: str
+    root: Path,
+    images: list[Path],
+    labels: list[Path],
+    pattern: str,
+    *,
+    what: str = "label",
+    advice: str = ADVICE,
 ) -> tuple[dict[Path, Path], Callable[[Path], str]]:
     """({image: label}, what of an image's name is its case's name).
 
-    The first rule that gives every label an image of its own is taken; if none does,
-    the one that comes nearest to it is reported.
+    The first rule that gives every label, or whatever else belongs to images, one of
+    its own is taken; if none does, the one that comes nearest to it is reported.
     """
 
     def channelless(path: Path) -> str:
@@ -182,7 +278,7 @@ def _match(
 
     rules: list[tuple[Key, Key, Callable[[Path], str]]] = [
         (stem, stem, stem),
-        (channelless, stem, channelless),
+        (channelless, channelless if what == "channel" else stem, channelless),
         (words, words, stem),
         (folder_words, folder_words, stem),
         (entities, entities, stem),
@@ -198,17 +294,14 @@ def _match(
         rules = [(groups, groups, stem)]
     faults: list[list[str]] = []
     for image_key, label_key, clean in rules:
-        pairs, wrong = _pair(images, labels, image_key, label_key)
+        pairs, wrong = _pair(images, labels, image_key, label_key, what)
         if not wrong:
             return pairs, clean
         faults.append(wrong)
     # Of equals, an ambiguous match says more than none at all.
     fewest = min(faults, key=lambda f: (len(f), sum(NO_IMAGE in line for line in f)))
     others = f" (and {len(fewest) - 1} more)" if len(fewest) > 1 else ""
-    raise UserError(
-        f"{fewest[0]}{others}; narrow the patterns, or set {OPTION}.match to a regular"
-        " expression whose group is what the names of an image and its label share."
-    )
+    raise UserError(f"{fewest[0]}{others}; {advice}.")
 
 
 def _words(text: str) -> Hashable:
@@ -218,7 +311,11 @@ def _words(text: str) -> Hashable:
 
 
 def _pair(
-    images: list[Path], labels: list[Path], image_key: Key, label_key: Key
+    images: list[Path],
+    labels: list[Path],
+    image_key: Key,
+    label_key: Key,
+    what: str,
 ) -> tuple[dict[Path, Path], list[str]]:
     """({image: label}, one line for each label that has no image of its own)."""
     images_of: dict[Hashable, list[Path]] = {}
@@ -232,11 +329,11 @@ def _pair(
             near = difflib.get_close_matches(
                 str(label), map(str, images), n=1, cutoff=0
             )
-            wrong.append(f"label {label} {NO_IMAGE} (the nearest is {near[0]})")
+            wrong.append(f"{what} {label} {NO_IMAGE} (the nearest is {near[0]})")
         elif len(found) > 1:
-            wrong.append(f"label {label} matches both {found[0]} and {found[1]}")
+            wrong.append(f"{what} {label} matches both {found[0]} and {found[1]}")
         elif found[0] in pairs:
-            wrong.append(f"labels {pairs[found[0]]} and {label} both match {found[0]}")
+            wrong.append(f"{what}s {pairs[found[0]]} and {label} both match {found[0]}")
         else:
             pairs[found[0]] = label
     return pairs, wrong
