@@ -32,7 +32,8 @@ from pclseg.data.datasets import msd, nifti
 from pclseg.data.headers import header_infos
 from pclseg.data.prepare import fingerprint, prepare_case
 from pclseg.errors import UserError
-from pclseg.trained import Segmenter, cases_of, predict_files
+from pclseg.predicting import cases_of, predict_files
+from pclseg.trained import Segmenter
 
 SHAPE = (20, 18, 5)
 OPTIONS = dataclasses.replace(options_of("pcl_nifti"), slice_axis=2, spacing=())

@@ -20,7 +20,7 @@ from pclseg.evaluation.components import (
     keep_largest,
     summarise_gains,
 )
-from pclseg.trained import predict_files
+from pclseg.predicting import predict_files
 
 NAMES = ("background", "a", "b")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 from tiny_nifti import ROOT, clean_process, image, options_of, write
 
-from pclseg import network, scoring, trained
+from pclseg import network, predicting, scoring, trained
 from pclseg.cli import predict
 from pclseg.config import load_config
 from pclseg.data.prepare import Options
 from pclseg.errors import UserError
-from pclseg.trained import Segmenter, predict_files
+from pclseg.predicting import predict_files
+from pclseg.trained import Segmenter
 
 
 def by_brightness(volume):
@@ -184,6 +186,77 @@ def test_probabilities_lie_on_the_image_too(tmp_path):
     np.testing.assert_array_equal(found.affine, affine)
     np.testing.assert_array_equal(probs[..., 1], voxels > voxels.mean())
     np.testing.assert_allclose(probs.sum(axis=-1), 1)
+    alone = predict_files(SEGMENTER, [tmp_path / "a.nii.gz"], tmp_path / "alone")
+    beside = tmp_path / "out" / "a.nii.gz"
+    assert alone[0].read_bytes() == beside.read_bytes()
+
+
+def test_a_volume_is_predicted_in_blocks_of_slices(tmp_path):
+    voxels = image((7, 6, 71))
+    write(tmp_path / "a.nii.gz", voxels, spacing=(1, 1, 3))
+    seen = []
+
+    def predict(prepared):
+        seen.append(len(prepared))
+        return by_brightness(prepared)
+
+    segmenter = dataclasses.replace(SEGMENTER, predictor=predict, block=30)
+    (target,) = predict_files(segmenter, [tmp_path / "a.nii.gz"], tmp_path / "out")
+    assert seen == [30, 30, 11]
+    expected = np.where(voxels > voxels.mean(), 500, 0)
+    np.testing.assert_array_equal(np.asanyarray(nib.load(target).dataobj), expected)
+
+
+def test_a_file_that_cannot_be_used_leaves_the_earlier_ones_written(tmp_path):
+    paths = [tmp_path / f"{name}.nii.gz" for name in "abcd"]
+    for path in paths:
+        write(path, image((7, 6, 5)))
+    paths[2].write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"c: .*c\.nii\.gz: the file cannot be read"):
+        predict_files(SEGMENTER, paths, tmp_path / "out")
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["a.nii.gz", "b.nii.gz"]
+
+
+@pytest.mark.parametrize("memory", [2**40, 4 * 16 * 210])
+def test_the_next_volume_is_read_ahead_only_where_it_fits(
+    tmp_path, monkeypatch, memory
+):
+    for name in "ab":
+        write(tmp_path / f"{name}.nii.gz", image((7, 6, 5)))
+    events, second_is_read = [], threading.Event()
+    prepare = predicting.prepare_case
+
+    def read(case, *args):
+        events.append(f"read {case.name}")
+        if case.name == "b":
+            second_is_read.set()
+        return prepare(case, *args)
+
+    def predict(prepared):
+        if memory > 2**30 and "predict" not in events:
+            assert second_is_read.wait(60)
+        events.append("predict")
+        return by_brightness(prepared)
+
+    monkeypatch.setattr(predicting, "prepare_case", read)
+    monkeypatch.setattr(predicting, "memory_bytes", lambda: memory)
+    segmenter = dataclasses.replace(SEGMENTER, predictor=predict)
+    paths = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    predict_files(segmenter, paths, tmp_path / "out")
+    ahead = ["read a", "read b", "predict", "predict"]
+    one_by_one = ["read a", "predict", "read b", "predict"]
+    assert events == (ahead if memory > 2**30 else one_by_one)
+
+
+def test_a_volume_that_memory_cannot_hold_is_refused_before_it_is_read(
+    tmp_path, monkeypatch
+):
+    write(tmp_path / "a.nii.gz", image((7, 6, 5)))
+    monkeypatch.setattr(predicting, "memory_bytes", lambda: 16 * 210 - 1)
+    with pytest.raises(UserError, match=r"a\.nii\.gz: it takes about .* crop it"):
+        predict_files(SEGMENTER, [tmp_path / "a.nii.gz"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_networks_predict_as_their_mean(monkeypatch):

@@ -659,8 +659,10 @@ def test_an_image_that_clipping_makes_constant_is_refused():
 
 def test_a_prediction_of_another_shape_is_a_programming_error():
     geometry, _, _ = prepared_geometry((4, 5, 3), np.eye(4), slice_axis=2, spacing=())
-    with pytest.raises(ValueError, match="expected the prepared"):
+    with pytest.raises(ValueError, match="expected that of the prepared"):
         volume.restore_label(np.zeros((3, 4, 5)), geometry, label_values=(0, 1))
+    with pytest.raises(ValueError, match="longer"):
+        volume.restore_label(np.zeros((2, 5, 4), int), geometry, label_values=(0, 1))
 
 
 @pytest.mark.data

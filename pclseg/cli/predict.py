@@ -14,7 +14,8 @@ from pclseg.compiled import keep_compiled
 from pclseg.data.datasets.base import is_nifti, natural_key, nifti_files
 from pclseg.errors import UserError
 from pclseg.files import check_local
-from pclseg.trained import load_segmenter, predict_files
+from pclseg.predicting import predict_files
+from pclseg.trained import load_segmenter
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -171,6 +171,6 @@ def orient(array: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def unorient(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """The inverse of `orient`: a view in the file's axes of [Z, H, W]."""
+    """The inverse of `orient`: a view in the file's axes of [Z, H, W, ...]."""
     turned = array[tuple(slice(None, None, -1 if f else 1) for f in geometry.flips)]
-    return turned.transpose(np.argsort(geometry.axes))
+    return turned.transpose(*np.argsort(geometry.axes), *range(3, array.ndim))

@@ -242,19 +242,23 @@ def _killed(tasks: Iterable[Task]) -> UserError:
 
 
 def _task_bytes(task: Task) -> int:
-    """An upper estimate of the memory that preparing a volume takes."""
+    return pool.BYTES + case_bytes(task.case, task.options)
+
+
+def case_bytes(case: Case, options: Options) -> int:
+    """An upper estimate of the memory that preparing a volume takes; 0 if unknown."""
     try:
-        source = open_nifti(task.case.image_path)
+        source = open_nifti(case.image_path)
         geometry, new_shape, _ = prepared_geometry(
             source.shape[:3],
             np.asarray(source.affine),
-            slice_axis=task.options.slice_axis,
-            spacing=task.options.spacing,
+            slice_axis=options.slice_axis,
+            spacing=options.spacing,
         )
-    except (*READ_ERRORS, UserError):  # the worker says what is wrong
-        return pool.BYTES
+    except (*READ_ERRORS, UserError):  # whoever reads it says what is wrong
+        return 0
     voxels = max(math.prod(geometry.native_shape), math.prod(new_shape))
-    return pool.BYTES + BYTES_PER_VOXEL * voxels * len(task.case.channels)
+    return BYTES_PER_VOXEL * voxels * len(case.channels)
 
 
 def _prepare_one(task: Task) -> Outcome:

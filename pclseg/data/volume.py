@@ -1,6 +1,6 @@
 """One volume: normalised image and class ids for the network, and the way back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -196,7 +196,7 @@ def stray_notes(
 
 
 def restore_label(
-    probs_or_label: np.ndarray, geometry: Geometry, *, label_values: Sequence[int]
+    slices: Iterable[np.ndarray], geometry: Geometry, *, label_values: Sequence[int]
 ) -> np.ndarray:
     """A prediction on the prepared grid, brought back to the file's.
 
@@ -204,7 +204,7 @@ def restore_label(
     where preparation did not resample; otherwise each class is resampled linearly.
 
     Args:
-        probs_or_label: [Z, H, W, K] float, or [Z, H, W] class ids.
+        slices: Z of them, [H, W, K] float, or [H, W] class ids; an array has them.
         geometry: of the prepared volume.
         label_values: the file's value of class 0, 1, ...
 
@@ -212,15 +212,10 @@ def restore_label(
         [X, Y, Z] label values, in the smallest of uint8, int16, int32 and int64 that
         holds `label_values`.
     """
-    if probs_or_label.shape[:3] != geometry.shape:
-        raise ValueError(
-            f"the prediction's shape is {probs_or_label.shape[:3]}; expected the"
-            f" prepared {geometry.shape}."
-        )
     plane_shape = geometry.native_shape[1:]
     values = np.asarray(label_values, label_dtype(label_values))
     out = np.empty(geometry.native_shape, values.dtype)
-    for before, after in zip(probs_or_label, out, strict=True):
+    for before, after in zip(_checked(slices, geometry), out, strict=True):
         if before.ndim == 3:  # [H, W, K]
             classes = np.moveaxis(before, -1, 0)
             ids = np.argmax([resize_slice(c, plane_shape, 1) for c in classes], axis=0)
@@ -230,24 +225,39 @@ def restore_label(
     return np.ascontiguousarray(unorient(out, geometry))
 
 
-def restore_probabilities(probs: np.ndarray, geometry: Geometry) -> np.ndarray:
+def restore_probabilities(
+    slices: Iterable[np.ndarray], geometry: Geometry
+) -> np.ndarray:
     """Probabilities of a prediction, brought back to the file's grid.
 
     Args:
-        probs: [Z, H, W, K] float.
+        slices: Z of them, [H, W, K] float.
         geometry: of the prepared volume.
 
     Returns:
         float32 [X, Y, Z, K]; resampled linearly where preparation resampled.
     """
-    plane_shape = geometry.native_shape[1:]
-    classes = []
-    for number in range(probs.shape[-1]):
-        out = np.empty(geometry.native_shape, np.float32)
-        for before, after in zip(probs[..., number], out, strict=True):
-            after[...] = resize_slice(before, plane_shape, 1)
-        classes.append(unorient(out, geometry))
-    return np.stack(classes, axis=-1)
+    depth, *plane_shape = geometry.native_shape
+    shape = (plane_shape[0], plane_shape[1])
+    out: np.ndarray | None = None
+    for z, before in zip(range(depth), _checked(slices, geometry), strict=True):
+        if out is None:  # [K, Z, H, W], each class as a file stores it
+            out = np.empty((before.shape[-1], depth, *shape), np.float32)
+        for class_id, of_class in enumerate(np.moveaxis(before, -1, 0)):
+            out[class_id, z] = resize_slice(of_class, shape, 1)
+    if out is None:
+        raise ValueError("there is no slice.")
+    return unorient(np.moveaxis(out, 0, -1), geometry)
+
+
+def _checked(slices: Iterable[np.ndarray], geometry: Geometry) -> Iterator[np.ndarray]:
+    for plane in slices:
+        if plane.shape[:2] != geometry.shape[1:]:
+            raise ValueError(
+                f"a slice of the prediction has shape {plane.shape[:2]}; expected that"
+                f" of the prepared volume, {geometry.shape[1:]}."
+            )
+        yield plane
 
 
 def label_dtype(label_values: Sequence[int]) -> np.dtype:
