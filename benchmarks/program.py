@@ -1,4 +1,4 @@
-"""Runs `pclseg.main` in a process of its own, and tells what that took."""
+"""Runs a program of pclseg in a process of its own, and tells what that took."""
 
 import dataclasses
 import os
@@ -32,8 +32,8 @@ class Usage:
     all_mib: float
 
 
-def run(arguments: Sequence[str], *, cache: Path) -> Usage:
-    """Runs `python -m pclseg.main` with these arguments to its end.
+def run(arguments: Sequence[str], *, cache: Path, module: str = "pclseg.main") -> Usage:
+    """Runs `python -m MODULE` with these arguments to its end.
 
     What it compiles is kept in `cache`: a second run with it compiles nothing.
 
@@ -44,7 +44,7 @@ def run(arguments: Sequence[str], *, cache: Path) -> Usage:
         SystemExit: it failed; with the end of what it said.
     """
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-m", "pclseg.main", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     main = together = 0
     with tempfile.TemporaryFile("w+") as said:
         start = time.perf_counter()
