@@ -62,7 +62,7 @@ def write_card(
         versions=sorted({run["version"] for run in about}),
         images=f"{SLICES[int(first.options.slice_axis)]} slices of volumes",
         classes=list(zip(first.class_names, first.label_values, strict=True)),
-        expects=_expects(first.options, first.channels),
+        expects=_expects(first.options, first.channels, about[0]["pixel"]),
         runs=about,
         scores=[
             [str(number), *row]
@@ -84,7 +84,9 @@ def _head(licence: str) -> list[str]:
     return ["license: other", f"license_name: {json.dumps(licence.strip())}"]
 
 
-def _expects(options: Options, channels: tuple[int, ...]) -> list[str]:
+def _expects(
+    options: Options, channels: tuple[int, ...], pixel: Sequence[float]
+) -> list[str]:
     low, high = options.clip_percentiles
     clipped = (
         "normalised inside, not clipped"
@@ -108,7 +110,11 @@ def _expects(options: Options, channels: tuple[int, ...]) -> list[str]:
             " columns) inside"
         )
     else:
-        lines.append("pixels about as large as in the training: none are resampled")
+        rows, columns = pixel
+        lines.append(
+            f"pixels about as large as in the training, half of whose were {rows:.3g} x"
+            f" {columns:.3g} mm (rows x columns) or less: none are resampled"
+        )
     if len(channels) > 1:
         lines.append(
             f"{len(channels)} channels, in this order: those numbered"
@@ -143,6 +149,7 @@ def _about(run: Path) -> dict[str, Any]:
         f" {config.data.split.fold}, seed {config.seed}.",
         "stages": stages,
         "methods": methods,
+        "pixel": dataset["spacing"][1:],
         "foreign": foreign,
         "scored": _scored(run, config),
         "scores": _scores(run, dataset["class_names"][1:]),

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from pclseg import building, cohort, diagnostics, processes, rundir, scoring
 from pclseg.building import Outline, Stage
@@ -127,6 +128,7 @@ def execute(
             "label_values": store.label_values,
             "channels": dataset.channels,
             "slice_axis": _common_axis(store),
+            "spacing": _median_spacing(store),
             "fingerprint": store.fingerprint,
             "store": str(store.path),
         },
@@ -180,6 +182,11 @@ def _check_alike(store: Store, outline: Outline) -> None:
                 f" {len(differing) - 1} more differ; give all the same files, settings"
                 " and split file."
             )
+
+
+def _median_spacing(store: Store) -> list[float]:
+    """(z, y, x) mm of the prepared volumes."""
+    return np.median([info.spacing for info in store.infos], axis=0).tolist()
 
 
 def _common_axis(store: Store) -> int:

@@ -1,7 +1,9 @@
 """Work on many volumes in several processes, within the memory of the machine."""
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -65,9 +67,12 @@ def run(
     running: dict[futures.Future, tuple[T, int]] = {}
     # Spawned, not forked: a fork would copy locks of JAX's and TensorFlow's threads.
     context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_end_with_parent
-    ) as pool:
+    with (
+        futures.ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_begin
+        ) as pool,
+        _ended_with_this(),
+    ):
         while waiting or running:
             in_use = sum(size for _, size in running.values())
             while waiting and len(running) < workers:
@@ -76,7 +81,8 @@ def run(
                 task, bytes_of_task = waiting.pop()
                 in_work = [task, *(task for task, _ in running.values())]
                 try:
-                    future = pool.submit(work, task)
+                    with _deaf():  # as what is started here is until it has begun
+                        future = pool.submit(work, task)
                 except BrokenProcessPool as error:
                     raise WorkerKilled(in_work) from error
                 running[future] = (task, bytes_of_task)
@@ -92,8 +98,46 @@ def run(
                 yield task, outcome
 
 
-def _end_with_parent() -> None:
-    """Makes a worker end when its parent was killed, instead of waiting forever."""
+@contextlib.contextmanager
+def _ended_with_this() -> Iterator[None]:
+    """Ends workers where the block is left by an exception, as at Ctrl-C.
+
+    A pool would wait until they are done with what they are at.
+    """
+    others = set(multiprocessing.active_children())
+    try:
+        yield
+    except BaseException:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Keeps Ctrl-C waiting, also from processes that are started in the block."""
+    came: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    listens = callable(handler) and (
+        threading.current_thread() is threading.main_thread()
+    )
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
+    if listens:  # other threads may get the signal
+        signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if listens:
+            signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _begin() -> None:
+    """Makes a worker end without a word at Ctrl-C, and when its parent was killed."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
