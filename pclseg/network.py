@@ -168,7 +168,7 @@ def check_alike(networks: Sequence[Network]) -> None:
     """Raises UserError where networks cannot predict together."""
     first = networks[0]
     for other in networks[1:]:
-        for name in ("class_names", "label_values", "channel", "options"):
+        for name in ("class_names", "label_values", "channels", "options"):
             mine, theirs = getattr(first, name), getattr(other, name)
             if mine != theirs:
                 raise UserError(
@@ -307,7 +307,6 @@ def _shared(content: Mapping[str, Any]) -> dict[str, Any]:
     whole = all(type(value) is int and abs(value) <= LARGEST for value in values)
     if not (texts and whole and len(values) == len(set(values)) == len(names) > 1):
         raise ValueError(f"label_values are {values} for the classes {names}")
-    channels = checked_channels(content["channels"])
     options = options_of(f"'prepare' of {MODEL_FILE}", content["prepare"])
     if options.slice_axis not in (0, 1, 2):
         raise ValueError(f"slice_axis is {options.slice_axis!r}")
@@ -315,6 +314,7 @@ def _shared(content: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"spacing is {options.spacing}")
     few = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
     try:
+        channels = checked_channels(content["channels"])
         prepare_array([few], np.eye(4), options)
     except UserError as error:  # which speaks of a config
         raise ValueError(str(error)) from error

@@ -448,7 +448,7 @@ def test_an_export_gives_the_numbers_of_pclseg_for_any_size(options):
     )
     for shape, mean in [((2, 32, 32), 100), ((5, 47, 33), 300), ((3, 20, 70), 100)]:
         volume = np.random.default_rng(1).normal(mean, 30, shape).astype(np.float32)
-        as_in_a_file = volume.transpose(2, 1, 0)
+        as_in_a_file = [volume.transpose(2, 1, 0)]
         image, _, _ = prepare_array(as_in_a_file, np.eye(4), networks[0].options)
         wanted = predictor(networks, batch_size=2)(image)
         labels, probs = exported.call(volume)
