@@ -1,6 +1,7 @@
 """Preparing a dataset: complete or not at all, restartable, faults named."""
 
 import dataclasses
+import json
 import os
 import threading
 from concurrent import futures
@@ -348,6 +349,36 @@ def test_a_real_acdc_patient_prepares_at_the_spacing_of_the_authors(shared_data)
     )
     assert not volume.info.spacing_known
     assert set(np.unique(volume.label)) == {0, 1, 2, 3}
+
+
+@pytest.mark.data
+def test_acdc_as_an_nnunet_raw_folder_gives_the_same_arrays(shared_data, tmp_path):
+    from pclseg.data.datasets import acdc, msd, nifti
+
+    cases = acdc.make(raw_dir=shared_data / "ACDC").cases[:4]
+    for case in cases:
+        image = tmp_path / "imagesTr" / f"{case.name}_0000.nii.gz"
+        label = tmp_path / "labelsTr" / f"{case.name}.nii.gz"
+        for link, target in ((image, case.image_path), (label, case.label_path)):
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(target.resolve())
+    labels = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}
+    about = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 4}
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    by_globs = nifti.make(
+        raw_dir=tmp_path,
+        images="imagesTr",
+        labels="labelsTr",
+        patient=r"(patient\d+)",
+    )
+    assert [case.patient for case in by_globs.cases] == [c.patient for c in cases]
+    options = prepare.Options(**{**OPTIONS, "spacing": (1.25, 1.25)})
+    for dataset in (by_globs, msd.make(raw_dir=tmp_path)):
+        for case, expected in zip(dataset.cases, cases, strict=True):
+            found = prepare.prepare_case(case, options, dataset.label_values)
+            wanted = prepare.prepare_case(expected, options, (0, 1, 2, 3))
+            np.testing.assert_array_equal(found.image, wanted.image)
+            np.testing.assert_array_equal(found.label, wanted.label)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone has it")
