@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from pclseg import rundir
+from pclseg.data.channels import Channel
 from pclseg.data.geometry import SLICES
 from pclseg.data.prepare import Options
 from pclseg.errors import UserError
@@ -60,6 +61,7 @@ def write_card(
         head=_head(licence),
         licence=licence,
         versions=sorted({run["version"] for run in about}),
+        channels=first.num_channels,
         images=f"{SLICES[int(first.options.slice_axis)]} slices of volumes",
         classes=list(zip(first.class_names, first.label_values, strict=True)),
         expects=_expects(first.options, first.channels, about[0]["pixel"]),
@@ -85,7 +87,7 @@ def _head(licence: str) -> list[str]:
 
 
 def _expects(
-    options: Options, channels: tuple[int, ...], pixel: Sequence[float]
+    options: Options, channels: Sequence[Channel], pixel: Sequence[float]
 ) -> list[str]:
     low, high = options.clip_percentiles
     clipped = (
@@ -112,14 +114,15 @@ def _expects(
     else:
         rows, columns = pixel
         lines.append(
-            f"pixels about as large as in the training, half of whose were {rows:.3g} x"
-            f" {columns:.3g} mm (rows x columns) or less: none are resampled"
+            f"pixels about as large as in the training, {rows:.3g} x {columns:.3g} mm"
+            " (rows x columns, medians): none are resampled"
         )
     if len(channels) > 1:
+        numbered = isinstance(channels[0], int)
         lines.append(
-            f"{len(channels)} channels, in this order: those numbered"
-            f" {', '.join(map(str, channels))} of a 4-D file, or of files"
-            " x_0000.nii.gz, x_0001.nii.gz and so on; all on one grid"
+            f"{len(channels)} channels on one grid, in this order:"
+            f" {', '.join(map(str, channels))}"
+            f"{', as numbered in a 4-D file or in x_0000.nii.gz' if numbered else ''}"
         )
     elif channels:
         number = channels[0]

@@ -61,7 +61,7 @@ def write_export(
         )
     first = networks[0]
     axis, rows, columns = _axes(first.options)
-    several = first.num_channels > 1
+    channels = first.num_channels
     text = render(
         "export.md.jinja",
         name=folder.name,
@@ -80,8 +80,8 @@ def write_export(
         here=here,
         clipped=tuple(first.options.clip_percentiles) != (0, 100),
         order=_axes(first.options),
-        shape=f"[Z, H, W, {first.num_channels}]" if several else "[Z, H, W]",
-        channels=first.channels if several else (),
+        shape=f"[Z, H, W, {channels}]" if channels > 1 else "[Z, H, W]",
+        channels=first.channels if channels > 1 else (),
     )
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -147,9 +147,9 @@ def export_model(
     """
     network.check_alike(networks)
     z, h, w = export.symbolic_shape("z, h, w", constraints=("z >= 2",))
-    several = networks[0].num_channels
-    channels = (several,) if several > 1 else ()
-    shape = jax.ShapeDtypeStruct((z, h, w, *channels), jnp.float32)
+    channels = networks[0].num_channels
+    last = (channels,) if channels > 1 else ()
+    shape = jax.ShapeDtypeStruct((z, h, w, *last), jnp.float32)
     function = jax.jit(as_function(networks))
     return export.export(function, platforms=platforms)(shape)
 

@@ -152,7 +152,7 @@ def _crops(
         return jax.vmap(one)(place["line"], place["column"])
 
     def each(values: Array) -> Array:
-        return values.astype(jnp.float32)[:, None, None, None]
+        return values.astype(jnp.float32)[:, None, None]
 
     image = rectangles(held["image"])
     steps = jnp.issubdtype(image.dtype, jnp.integer)

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from pclseg import __version__, building, rundir
-from pclseg.data.datasets.base import LARGEST, checked_channels
+from pclseg.data.channels import Channel, checked_saved
+from pclseg.data.datasets.base import LARGEST
 from pclseg.data.prepare import Options, prepare_array
 from pclseg.errors import UserError
 from pclseg.evaluation import components
@@ -52,8 +53,8 @@ class Network:
         options: how images are prepared.
         class_names: of class id 0, 1, ..., the background first.
         label_values: of the same classes in label files.
-        channels: those to read of an image of several, by number; () for an image of
-            one, each frame of a 4-D file by itself.
+        channels: what those of an image of several are called, see `data.channels`; ()
+            for an image of one, each frame of a 4-D file by itself.
         gains: what keeping the largest part of a class alone did to held-out cases, see
             `components.summarise_gains`; None where it was not asked.
     """
@@ -66,7 +67,7 @@ class Network:
     options: Options
     class_names: tuple[str, ...]
     label_values: tuple[int, ...]
-    channels: tuple[int, ...]
+    channels: tuple[Channel, ...]
     gains: Mapping[str, Mapping[str, Any]] | None
 
     @property
@@ -124,14 +125,14 @@ def of_run(run: Path) -> Network:
     log.info("weights of %s, step %d", run / name, step)
     try:
         # The axis that most volumes were sliced along, the channels, the classes.
-        axis, channels = dataset["slice_axis"], tuple(dataset["channels"])
+        axis, channels = dataset["slice_axis"], checked_saved(dataset["channels"])
         names, values = dataset["class_names"], dataset["label_values"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{run}/dataset.json is not as a run writes it ({error!r}): a hand or"
             " another version changed it; restore it, or train again."
         ) from error
-    return Network(
+    network = Network(
         source=str(run),
         stage=config[name],
         step=step,
@@ -145,6 +146,7 @@ def of_run(run: Path) -> Network:
         channels=channels,
         gains=read_json(gains) if (gains := run / components.FILE).is_file() else None,
     )
+    return _fitting(network, run / "dataset.json")
 
 
 def options_of(what: str, values: Mapping[str, Any]) -> Options:
@@ -288,14 +290,7 @@ def _of_model(folder: Path) -> list[Network]:
         raise UserError(
             f"{path} is not as pclseg writes it ({error!r}); {advice}."
         ) from error
-    for each in networks:
-        try:
-            _check_fit(each)
-        except Exception as error:  # of flax, which knows what a network needs
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise UserError(
-                f"the weights in {folder} do not fit {MODEL_FILE} ({reason}); {advice}."
-            ) from error
+    networks = [_fitting(each, path) for each in networks]
     log.info("%d network(s) of %s", len(networks), folder)
     return networks
 
@@ -313,8 +308,8 @@ def _shared(content: Mapping[str, Any]) -> dict[str, Any]:
     if any(0 < float(size) < _LEAST_MM for size in options.spacing):
         raise ValueError(f"spacing is {options.spacing}")
     few = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
+    channels = checked_saved(content["channels"])
     try:
-        channels = checked_channels(content["channels"])
         prepare_array([few], np.eye(4), options)
     except UserError as error:  # which speaks of a config
         raise ValueError(str(error)) from error
@@ -324,6 +319,19 @@ def _shared(content: Mapping[str, Any]) -> dict[str, Any]:
         label_values=tuple(values),
         channels=channels,
     )
+
+
+def _fitting(network: Network, about: Path) -> Network:
+    """The network; UserError where its weights do not fit what the file says of it."""
+    try:
+        _check_fit(network)
+    except Exception as error:  # of flax, which knows what a network needs
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"the weights in {about.parent} do not fit {about.name} ({reason}): it was"
+            " changed by hand, or damaged; fetch it again, or train again."
+        ) from error
+    return network
 
 
 def _check_fit(network: Network) -> None:

@@ -1,30 +1,32 @@
 """Label files for image files: read ahead, predicted slice by slice, written behind."""
 
 import functools
+import itertools
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from pclseg.data.datasets.base import CHANNEL, Case, num_frames, safe_name, stem
-from pclseg.data.datasets.nifti import further_channel
+from pclseg.data.channels import Channel, by_number, case_of, number_of
+from pclseg.data.datasets.base import Case, num_frames, safe_name, stem
+from pclseg.data.datasets.nifti import check_apart, further_channel, place
 from pclseg.data.prepare import case_bytes, prepare_case
 from pclseg.data.tfds_store import Volume
 from pclseg.data.volume import restore_probabilities
 from pclseg.data.volume_file import naming, write_volume
-from pclseg.data.workers import REPORT_SECONDS, memory_bytes
+from pclseg.data.workers import REPORT_SECONDS, memory_bytes, minutes
 from pclseg.errors import UserError
 from pclseg.trained import Segmenter
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
-# A name, and of every channel the file and the index on its fourth axis.
-_Volume = tuple[str, Sequence[tuple[Path, int | None]]]
 
 
 def predict_files(
@@ -33,6 +35,7 @@ def predict_files(
     out: Path,
     *,
     more_paths: Sequence[Sequence[Path]] = (),
+    match: str = "",
     overwrite: bool = False,
     skip: bool = False,
     probabilities: bool = False,
@@ -47,6 +50,7 @@ def predict_files(
         paths: NIfTI images, 3-D or 4-D.
         out: folder for the label files, on the grid of their image.
         more_paths: files of the channels after the first, as in `cases_of`.
+        match: likewise.
         overwrite: replace files that are there, which may be labels drawn by hand.
         skip: leave out volumes whose label file is there, as after a stop.
         probabilities: write `<name>_probabilities.nii.gz`, [X, Y, Z, K] float32, first.
@@ -58,59 +62,84 @@ def predict_files(
         UserError: a file would be overwritten; the first file that cannot be used or
             written, while earlier ones stay written.
     """
-    cases = cases_of(paths, channels=segmenter.channels, more_paths=more_paths)
-    targets = {case: out / f"{case.name}.nii.gz" for case in cases}
+    cases = cases_of(
+        paths, channels=segmenter.channels, more_paths=more_paths, match=match
+    )
+    targets = {case: _targets(out, case, probabilities) for case in cases}
     images = [path for case in cases for path, _ in case.channels]
     _check_spared([*targets.values()], images, overwrite=overwrite or skip)
-    waiting = [case for case in cases if not (skip and targets[case].exists())]
+    waiting = [
+        case for case in cases if not (skip and all(t.exists() for t in targets[case]))
+    ]
     if len(waiting) < len(cases):
         log.info("%d of %d are there", len(cases) - len(waiting), len(cases))
     read = functools.partial(_read, segmenter)
+    fits = functools.partial(_fits_twice, segmenter)
     begun = time.monotonic()
     written: Future[None] | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
-        for number, (case, volume) in enumerate(
-            _one_ahead(read, waiting, fits=functools.partial(_fits_twice, segmenter)),
-            start=1,
-        ):
+    try:
+        ahead = _one_ahead(read, waiting, fits=fits)
+        for number, (case, volume) in enumerate(ahead, start=1):
             label, probs = _predict(segmenter, case, volume, probabilities)
             del volume
             if written is not None:
                 written.result()
             each = (time.monotonic() - begun) / number
-            left = each * (len(waiting) - number)
-            written = writer.submit(
-                _write,
-                targets[case],
-                label,
-                probs,
-                like=case.image_path,
-                told=f"predict {number}/{len(waiting)} {targets[case]}:"
+            told = (
+                f"predict {number}/{len(waiting)} {targets[case][0]}:"
                 f" {_voxels(label, segmenter)}; {each:.1f} s a volume,"
-                f" {_minutes(left)} left",
+                f" {minutes(each * (len(waiting) - number))} left"
+            )
+            written = _in_thread(
+                _write, targets[case], label, probs, like=case.image_path, told=told
             )
             del label, probs
         if written is not None:
             written.result()
-    return [*targets.values()]
+    except BaseException:
+        if written is not None and not written.done():
+            log.info("ending after the file that is being written")
+        if written is not None and (error := written.exception()):
+            log.error("%s", error)  # else the other one alone would be told
+        raise
+    return [label for label, *_ in targets.values()]
+
+
+def _targets(out: Path, case: Case, probabilities: bool) -> tuple[Path, ...]:
+    """The label file and, where asked for, that of the probabilities."""
+    label = out / f"{case.name}.nii.gz"
+    beside = out / f"{case.name}_probabilities.nii.gz"
+    return (label, beside) if probabilities else (label,)
+
+
+def _in_thread(
+    function: Callable[..., R], *args: object, **kwargs: object
+) -> "Future[R]":
+    """What a function will return, called in a thread that Ctrl-C need not wait for."""
+    future: Future[R] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 def _one_ahead(
     function: Callable[[T], R], items: Sequence[T], *, fits: Callable[[T], bool]
 ) -> Iterator[tuple[T, R]]:
     """(item, function(item)), the next being worked on by a thread if it `fits`."""
-    with ThreadPoolExecutor(1, thread_name_prefix="reader") as thread:
-        coming: Future[R] | None = None
-        for number, item in enumerate(items):
-            result = function(item) if coming is None else coming.result()
-            following = items[number + 1 : number + 2]
-            coming = (
-                thread.submit(function, *following)
-                if any(map(fits, following))
-                else None
-            )
-            yield item, result
-            del result
+    coming: Future[R] | None = None
+    for number, item in enumerate(items):
+        result = function(item) if coming is None else coming.result()
+        following = items[number + 1 : number + 2]
+        ahead = [_in_thread(function, item) for item in following if fits(item)]
+        coming = ahead[0] if ahead else None
+        yield item, result
+        del result
 
 
 def _fits_twice(segmenter: Segmenter, case: Case) -> bool:
@@ -139,46 +168,53 @@ def _predict(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The label and, where asked for, the probabilities, on the file's grid."""
     geometry = volume.info.geometry
-    slices = _telling(segmenter.slices(volume.image), case.name, len(volume.image))
+    blocks = segmenter.blocks(volume.image)
+    slices = _telling(blocks, case.name, len(volume.image))
     if not probabilities:
         return segmenter.label(slices, geometry), None
     probs = restore_probabilities(slices, geometry)
     return segmenter.likeliest(probs), probs
 
 
-def _telling(slices: Iterable[T], name: str, number: int) -> Iterator[T]:
-    """The slices; of a volume that takes long, says how many are done."""
+def _telling(
+    blocks: Iterable[np.ndarray], name: str, number: int
+) -> Iterator[np.ndarray]:
+    """The slices of blocks; of a volume that takes long, says how many are done."""
     begun = told = time.monotonic()
-    for done, item in enumerate(slices, start=1):
-        yield item
+    done = 0
+    for block in blocks:
+        yield from block
+        done += len(block)
         now = time.monotonic()
         if now - told > REPORT_SECONDS and done < number:
-            left = (now - begun) / done * (number - done)
-            log.info("%s: %d of %d slices, %s left", name, done, number, _minutes(left))
+            left = minutes((now - begun) / done * (number - done))
+            log.info("%s: %d of %d slices, %s left", name, done, number, left)
             told = now
 
 
-def _minutes(seconds: float) -> str:
-    return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
-
-
 def _write(
-    target: Path, label: np.ndarray, probs: np.ndarray | None, *, like: Path, told: str
+    targets: tuple[Path, ...],
+    label: np.ndarray,
+    probs: np.ndarray | None,
+    *,
+    like: Path,
+    told: str,
 ) -> None:
-    if probs is not None:
-        name = target.name.removesuffix(".nii.gz")
-        beside = target.with_name(f"{name}_probabilities.nii.gz")
-        write_volume(beside, probs, like=like)
+    target, *beside = targets
+    for path in beside:
+        if probs is not None:
+            write_volume(path, probs, like=like)
     write_volume(target, label, like=like)
     log.info("%s", told)
 
 
 def _check_spared(
-    targets: Sequence[Path], images: Sequence[Path], *, overwrite: bool
+    targets: Sequence[tuple[Path, ...]], images: Sequence[Path], *, overwrite: bool
 ) -> None:
-    """Raises UserError where a label file would replace an image, or any file."""
+    """Raises UserError where a file would replace an image, another one, or any."""
     resolved = {image.resolve() for image in images}
-    for target in targets:
+    own: set[Path] = set()
+    for target in itertools.chain.from_iterable(targets):
         if target.resolve() in resolved:
             raise UserError(
                 f"{target} is one of the images and would be overwritten; choose"
@@ -189,6 +225,12 @@ def _check_spared(
                 f"{target} exists; choose another --out, or add --overwrite to replace"
                 " what is there."
             )
+        if target in own:
+            raise UserError(
+                f"two volumes would both be written to {target}; predict them into"
+                " different folders."
+            )
+        own.add(target)
 
 
 def _voxels(label: np.ndarray, segmenter: Segmenter) -> str:
@@ -200,129 +242,167 @@ def _voxels(label: np.ndarray, segmenter: Segmenter) -> str:
 def cases_of(
     paths: Sequence[Path],
     *,
-    channels: Sequence[int],
+    channels: Sequence[Channel],
     more_paths: Sequence[Sequence[Path]] = (),
+    match: str = "",
 ) -> list[Case]:
-    """One case a volume.
+    """One case a volume, named by its file, and by its folders where names repeat.
 
     Args:
         paths: NIfTI images.
-        channels: those to read of an image of several, by number; (): every frame of a
-            4-D file is a volume.
+        channels: what those of an image of several are called; (): an image has one,
+            and every frame of a 4-D file is a volume.
         more_paths: for each channel after the first its files, where these are not
             named as nnU-Net does.
+        match: regular expression whose groups are what the files of an image share, as
+            in `datasets.nifti`; "" goes by their names.
 
     Raises:
-        UserError: two volumes would be predicted into the same file, or one lacks a
-            channel.
+        UserError: a volume lacks a channel, or a file is no image of the training's
+            kind.
     """
-    paths = list(dict.fromkeys(paths))
+    taken = check_apart(more_paths)
+    paths = [
+        *{place(path): path for path in paths if place(path) not in taken}.values()
+    ]
     if more_paths:
-        volumes = _of_named_channels(paths, more_paths, channels)
-    elif len(channels) > 1:
+        volumes = _of_named_channels(paths, more_paths, channels, match)
+    elif channels:
         volumes = _of_channels(paths, channels)
     else:
-        volumes = [found for path in paths for found in _of_file(path, channels)]
-    cases: dict[str, Case] = {}
-    for name, ((path, index), *more) in volumes:
-        if name in cases:
-            raise UserError(
-                f"{path} and {cases[name].image_path} would both be written to"
-                f" {name}.nii.gz; predict them into different folders."
-            )
-        cases[name] = Case(
-            name=name,
-            patient=name,
-            frame="",
-            image_path=path,
-            label_path=None,
-            time_index=index,
-            more_channels=tuple(more),
-        )
-    return list(cases.values())
-
-
-def _of_file(path: Path, channels: Sequence[int]) -> list[_Volume]:
-    """The volumes, of one channel, of a file."""
-    frames, name = num_frames(path), safe_name(stem(path))
-    if frames == 1:
-        return [(name, [(path, None)])]
-    if not channels:
-        return [
-            (f"{name}_frame{index:02d}", [(path, index)]) for index in range(frames)
+        volumes = [volume for path in paths for volume in _frames(path)]
+    if len(channels) > 1 and volumes:
+        read = [
+            f"{channel}: {path}" + ("" if index is None else f" at {index}")
+            for channel, (path, index) in zip(channels, volumes[0].read, strict=True)
         ]
-    return [(name, _of_fourth_axis(path, channels))]
+        log.info("channels, of the first volume: %s", ", ".join(read))
+    names = _names([volume.where for volume in volumes])
+    return [
+        case_of(f"{name}{volume.suffix}", name, volume.read, None)
+        for name, volume in zip(names, volumes, strict=True)
+    ]
+
+
+class _Volume(NamedTuple):
+    """What is read for a volume: of every channel the file and the index in it."""
+
+    where: Path  # folder and name
+    read: Sequence[tuple[Path, int | None]]
+    suffix: str = ""  # of the name, for a frame
+
+
+def _names(places: Sequence[Path]) -> list[str]:
+    """Of the names alone where these differ, else with folders."""
+    if len({safe_name(each.name) for each in places}) < len(set(places)):
+        root = os.path.commonpath([each.absolute().parent for each in places])
+        places = [each.absolute().relative_to(root) for each in places]
+        return [safe_name(each.as_posix()) for each in places]
+    return [safe_name(each.name) for each in places]
+
+
+def _frames(path: Path) -> list[_Volume]:
+    """The volumes, of one channel, of a file."""
+    frames, where = num_frames(path), path.with_name(stem(path))
+    if frames == 1:
+        return [_Volume(where, [(path, None)])]
+    return [
+        _Volume(where, [(path, index)], f"_frame{index:02d}") for index in range(frames)
+    ]
+
+
+def _of_channels(paths: Sequence[Path], channels: Sequence[Channel]) -> list[_Volume]:
+    """Volumes of chosen channels: 4-D files, or files x_0000, x_0001 and so on."""
+    volumes: list[_Volume] = []
+    numbered: list[Path] = []
+    for path in paths:
+        where = path.with_name(stem(path))
+        if num_frames(path) > 1:
+            volumes.append(_Volume(where, _of_fourth_axis(path, channels)))
+        elif number_of(path) is not None:
+            numbered.append(path)
+        elif len(channels) == 1:
+            volumes.append(_Volume(where, [(path, None)]))
+        else:
+            raise UserError(
+                f"{path} is one channel, but the run was trained on {len(channels)}:"
+                f" {_listed(channels)}; name its files {stem(path)}_0000.nii.gz and so"
+                " on, or give the others by --more_images."
+            )
+    for where, found in by_number(numbered).items():
+        if len(channels) == len(found) == 1:  # one file, whatever its number
+            volumes.append(_Volume(where, [(path, None) for path in found.values()]))
+            continue
+        wanted = _numbers(channels, sorted(found))
+        lacking = [number for number in wanted if number not in found]
+        if lacking or not wanted:
+            first = next(iter(found.values()))
+            raise UserError(
+                f"{first}: the run was trained on {len(channels)} channel(s),"
+                f" {_listed(channels)}, but the files {where.name}_* have the numbers"
+                f" {_listed(sorted(found))}; give the same, or use --more_images."
+            )
+        volumes.append(_Volume(where, [(found[number], None) for number in wanted]))
+    return volumes
 
 
 def _of_fourth_axis(
-    path: Path, channels: Sequence[int]
+    path: Path, channels: Sequence[Channel]
 ) -> list[tuple[Path, int | None]]:
     frames = num_frames(path)
-    if max(channels) >= frames:
-        numbers = ", ".join(map(str, channels))
+    numbers = _numbers(channels, range(frames))
+    if not numbers or max(numbers) >= frames:
         raise UserError(
             f"{path} has {frames} channels, but the run was trained on channel"
-            f" {numbers}, counted from 0; give images like those of the training."
+            f" {_listed(channels)}, counted from 0; give images like those of the"
+            " training."
         )
-    return [(path, channel) for channel in channels]
+    return [(path, number) for number in numbers]
 
 
-def _of_channels(paths: Sequence[Path], channels: Sequence[int]) -> list[_Volume]:
-    """Volumes of several channels: 4-D files, or files x_0000, x_0001 and so on."""
-    volumes: list[_Volume] = []
-    files: dict[tuple[Path, str], dict[int, Path]] = {}
-    for path in paths:
-        suffix = CHANNEL.search(stem(path))
-        if num_frames(path) > 1:
-            volumes.append((safe_name(stem(path)), _of_fourth_axis(path, channels)))
-        elif suffix:
-            place = path.parent, CHANNEL.sub("", stem(path))
-            files.setdefault(place, {})[int(suffix[1])] = path
-        else:
-            raise UserError(
-                f"{path} is one channel, but the run was trained on {len(channels)};"
-                f" name its files {stem(path)}_0000.nii.gz and so on, or give the"
-                " others by --more_images."
-            )
-    for (_, name), found in files.items():
-        lacking = [channel for channel in channels if channel not in found]
-        if lacking:
-            raise UserError(
-                f"{next(iter(found.values()))}: {name}_{lacking[0]:04d}.nii.gz is"
-                f" missing, and the run was trained on the channels"
-                f" {', '.join(map(str, channels))}; give all of them."
-            )
-        read = [(found[channel], None) for channel in channels]
-        volumes.append((safe_name(name), read))
-    return volumes
+def _numbers(channels: Sequence[Channel], there: Sequence[int]) -> Sequence[int]:
+    """The numbers of the channels; of files without one those there, if as many."""
+    numbers = [channel for channel in channels if isinstance(channel, int)]
+    if numbers:
+        return numbers
+    return there if len(there) == len(channels) else ()
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _of_named_channels(
     paths: Sequence[Path],
     more_paths: Sequence[Sequence[Path]],
-    channels: Sequence[int],
+    channels: Sequence[Channel],
+    match: str,
 ) -> list[_Volume]:
     """Volumes whose channels are files that belong together by their names."""
     if 1 + len(more_paths) != (len(channels) or 1):
         raise UserError(
-            f"--more_images gives {len(more_paths)} further channel(s), but the run was"
-            f" trained on {len(channels) or 1} channel(s) in all."
+            f"--more_images names {len(more_paths)} further channel(s), but the run was"
+            f" trained on {len(channels) or 1} in all; name one folder or glob for each"
+            " channel after the first, and quote globs."
         )
+    if not paths:
+        raise UserError("--images finds only files that --more_images finds too.")
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     further = [
         further_channel(
             list(paths),
             list(others),
-            root=Path(),
-            match="",
-            advice="give their files names that are alike, or name them as nnU-Net"
-            " does: x_0000.nii.gz, x_0001.nii.gz",
+            root=root,
+            match=match,
+            advice="give their files names that are alike, name them as nnU-Net does"
+            " (x_0000.nii.gz, x_0001.nii.gz), or use --match",
         )
         for others in more_paths
     ]
     _, clean = further[0]
     return [
-        (
-            safe_name(clean(path)),
+        _Volume(
+            path.with_name(clean(path)),
             [(path, None), *((files[path], None) for files, _ in further)],
         )
         for path in paths

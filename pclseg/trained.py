@@ -1,6 +1,7 @@
 """What was trained as a function from images to labels."""
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pclseg import building, network, scoring
+from pclseg.data.channels import Channel
 from pclseg.data.geometry import Geometry
 from pclseg.data.prepare import Options, prepare_array
 from pclseg.data.volume import (
@@ -34,8 +36,8 @@ class Segmenter:
         options: how images are prepared.
         class_names: of class id 0, 1, ..., the background first.
         label_values: of the same classes in label files.
-        channels: those to read of an image of several, by number; () for an image of
-            one, each frame of a 4-D file by itself.
+        channels: what those of an image of several are called, see `data.channels`; ()
+            for an image of one, each frame of a 4-D file by itself.
         alone: ids of the classes of which only the largest part is kept.
         block: slices whose probabilities are in memory at a time.
     """
@@ -44,7 +46,7 @@ class Segmenter:
     options: Options
     class_names: tuple[str, ...]
     label_values: tuple[int, ...]
-    channels: tuple[int, ...]
+    channels: tuple[Channel, ...]
     alone: tuple[int, ...] = ()
     block: int = 32
 
@@ -80,13 +82,13 @@ class Segmenter:
         channels = _checked_channels(volume, len(self.channels) or 1)
         affine = _checked_affine(spacing, affine)
         image, geometry, _ = prepare_array(channels, affine, self.options)
-        slices = self.slices(image)
+        slices = itertools.chain.from_iterable(self.blocks(image))
         if probabilities:
             return restore_probabilities(slices, geometry)
         return self.label(slices, geometry)
 
-    def slices(self, image: np.ndarray) -> Iterator[np.ndarray]:
-        """Class probabilities [H, W, K] of one slice after another.
+    def blocks(self, image: np.ndarray) -> Iterator[np.ndarray]:
+        """Class probabilities [z, H, W, K] of some slices after others.
 
         Those of a whole volume would take more memory than anything else.
 
@@ -94,10 +96,10 @@ class Segmenter:
             image: prepared, [Z, H, W, C].
         """
         for first in range(0, len(image), self.block):
-            yield from self.predictor(image[first : first + self.block])
+            yield self.predictor(image[first : first + self.block])
 
     def label(self, slices: Iterable[np.ndarray], geometry: Geometry) -> np.ndarray:
-        """Label values [X, Y, Z] on the file's grid, of `slices` as prepared."""
+        """Label values [X, Y, Z] on the file's grid, of prepared slices [H, W, K]."""
         return self._cleaned(
             restore_label(slices, geometry, label_values=self.label_values)
         )

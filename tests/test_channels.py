@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,10 @@ from pclseg.augment import sample_keys
 from pclseg.data import examine, workers
 from pclseg.data.datasets import msd, nifti
 from pclseg.data.headers import header_infos
+from pclseg.data.lines import load_lines
+from pclseg.data.plan import Plan
 from pclseg.data.prepare import fingerprint, prepare_case
+from pclseg.data.slices import slice_table
 from pclseg.errors import UserError
 from pclseg.predicting import cases_of, predict_files
 from pclseg.trained import Segmenter
@@ -206,7 +211,7 @@ def make(root, **options):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (lambda f: f.unlink(), r"x0_0000\.nii\.gz has no further channel \(1 such"),
+        (lambda f: f.unlink(), r"x0_0000\.nii\.gz lacks a channel \(1 such"),
         (
             lambda f: f.rename(f.with_name("y_0001.nii.gz")),
             r"channel .*y_0001\.nii\.gz matches no image",
@@ -266,15 +271,15 @@ def test_files_to_predict_are_put_together(tmp_path):
 @pytest.mark.parametrize(
     ("names", "more", "message"),
     [
-        (["x0_0000"], [], r"x0_0001\.nii\.gz is missing"),
+        (["x0_0000"], [], r"trained on 2 channel\(s\), 0, 1, but the files x0_\* have"),
         (
             ["single"],
             [],
             r"single\.nii\.gz is one channel, but the run was trained on 2",
         ),
         (["single_4d"], [], "has 1 channel|is one channel"),
-        (["x0_0000"], [["x0_0001"], ["x1_0001"]], r"gives 2 further channel\(s\)"),
-        (["x0_0000", "x1_0000"], [["x1_0001"]], "x0_0000.*no further.*as nnU-Net"),
+        (["x0_0000"], [["x0_0001"], ["x1_0001"]], r"names 2 further channel\(s\)"),
+        (["x0_0000", "x1_0000"], [["x1_0001"]], "x0_0000.*lacks a channel.*as nnU-Net"),
     ],
 )
 def test_files_that_lack_a_channel_are_named(tmp_path, names, more, message):
@@ -286,6 +291,126 @@ def test_files_that_lack_a_channel_are_named(tmp_path, names, more, message):
     further = [[folder / f"{name}.nii.gz" for name in some] for some in more]
     with pytest.raises(UserError, match=message):
         cases_of(paths, channels=(0, 1), more_paths=further)
+
+
+def test_channels_are_called_by_their_numbers_or_by_their_patterns(tmp_path):
+    for number in (1, 3):
+        write(tmp_path / f"images/x_{number:04d}.nii.gz", image(SHAPE, seed=number))
+        write(tmp_path / f"other/{number}/y.nii.gz", image(SHAPE, seed=number))
+    numbered = make(
+        tmp_path, images="images/*_0003*", more_images=["images/*_0001.nii.gz"]
+    )
+    assert numbered.channels == (3, 1)
+    named = make(tmp_path, images="other/1", more_images=[f"{tmp_path}/other/3/*"])
+    assert named.channels == ("other/1", "3/*")
+    paths = sorted((tmp_path / "images").iterdir())
+    write(tmp_path / "images/x_0000.nii.gz", image(SHAPE))
+    (case,) = cases_of([*paths, tmp_path / "images/x_0000.nii.gz"], channels=(3, 1))
+    assert [path.name for path, _ in case.channels] == [
+        "x_0003.nii.gz",
+        "x_0001.nii.gz",
+    ]
+    with pytest.raises(UserError, match=r"2 channel\(s\), 0, 1, but .* numbers 1, 3;"):
+        cases_of(paths, channels=(0, 1))
+    # Of patterns nothing says which number they had: as many as there are, in order.
+    (case,) = cases_of(paths, channels=("t1", "t2"))
+    assert [path for path, _ in case.channels] == paths
+    four = tmp_path / "four.nii.gz"
+    write(four, image((*SHAPE, 4)))
+    with pytest.raises(UserError, match="4 channels, but .* trained on channel t1, t2"):
+        cases_of([four], channels=("t1", "t2"))
+
+
+def test_of_numbered_files_a_network_of_one_channel_gets_its_own(tmp_path):
+    two_channels(tmp_path)
+    paths = sorted((tmp_path / "images").iterdir())
+    cases = cases_of(paths, channels=(1,))
+    assert [case.image_path for case in cases] == paths[1::2]
+    assert [case.name for case in cases_of(paths[:1], channels=(1,))] == ["x0"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"labels": "images/*_0001*"},
+        {"more_images": ["images/*_0001*", "images/x*_0001.nii.gz"]},
+    ],
+)
+def test_a_file_is_not_a_channel_and_something_else(tmp_path, options):
+    two_channels(tmp_path)
+    with pytest.raises(UserError, match=r"x\d_0001\.nii\.gz is found twice"):
+        make(tmp_path, **options)
+
+
+def test_a_4d_label_of_channels_is_refused(tmp_path):
+    for folder in ("images", "imagesTr"):
+        write(tmp_path / folder / "a.nii.gz", image((*SHAPE, 2)))
+        labels = folder.replace("images", "labels")
+        write(tmp_path / labels / "a.nii.gz", label((*SHAPE, 2)))
+    with pytest.raises(UserError, match=r"a\.nii\.gz is 4-D, but .* a 3-D label"):
+        nifti.make(raw_dir=tmp_path, images="images", labels="labels", channels=(0, 1))
+    with pytest.raises(UserError, match=r"a\.nii\.gz is 4-D, but .* a 3-D label"):
+        msd.make(raw_dir=tmp_path, channels=(0, 1))
+
+
+def test_a_folder_a_case_is_predicted_under_the_names_of_the_folders(tmp_path):
+    for case in ("p0", "p1"):
+        for number, name in enumerate(("t1", "t2")):
+            write(tmp_path / f"{case}/{name}.nii.gz", image(SHAPE, seed=number))
+    found = [sorted(tmp_path.glob(f"*/{name}.nii.gz")) for name in ("t1", "t2")]
+    cases = cases_of(found[0], channels=("t1", "t2"), more_paths=found[1:])
+    assert [case.name for case in cases] == ["p0_t1", "p1_t1"]
+    assert [c.more_channels[0][0] for c in cases] == found[1]
+
+
+def test_names_that_share_no_rule_are_matched_by_an_expression(tmp_path):
+    for case in ("a", "b"):
+        for name in ("t1", "t2"):
+            write(tmp_path / f"{case}_{name}.nii.gz", image(SHAPE))
+    found = [sorted(tmp_path.glob(f"*_{name}.nii.gz")) for name in ("t1", "t2")]
+    with pytest.raises(UserError, match="--match"):
+        cases_of(found[0], channels=("t1", "t2"), more_paths=found[1:])
+    cases = cases_of(
+        found[0], channels=("t1", "t2"), more_paths=found[1:], match="([ab])_t"
+    )
+    assert [case.name for case in cases] == ["a_t1", "b_t1"]
+
+
+def test_two_files_of_one_channel_are_named(tmp_path):
+    two_channels(tmp_path)
+    write(tmp_path / "images/x0_0001.nii", image(SHAPE))
+    with pytest.raises(UserError, match="hold the same channel; keep one"):
+        cases_of(sorted((tmp_path / "images").iterdir()), channels=(0, 1))
+
+
+def test_pixels_in_steps_have_a_scale_a_channel(tmp_path):
+    two_channels(tmp_path)
+    voxels = image(SHAPE)
+    voxels[0, 0, 0] = 30_000
+    write(tmp_path / "images/x0_0001.nii.gz", voxels)
+    options = dataclasses.replace(OPTIONS, clip_percentiles=(0, 100))
+    volume = prepare_case(make(tmp_path).cases[0], options, (0,))
+    store = SimpleNamespace(
+        infos=(volume.info,), class_names=("a", "b"), volume=lambda row: volume
+    )
+    plan = Plan(
+        table=slice_table(store.infos, [0]),
+        seed=0,
+        batch_size=5,
+        crop_size=(32, 32),
+        random_crop=False,
+        shuffle=False,
+        sampling="slices",
+        last_batch="drop",
+    )
+    lines = load_lines(store, plan, label=False, dtype="uint8")
+    grey = lines.scale[0] * (lines.image.astype(np.float32) - lines.zero[0])
+    grey = grey.reshape(5, 32, 32, 2)[:, 7:25, 6:26]  # centred
+    ranges = np.ptp(volume.image, axis=(0, 1, 2))
+    assert ranges[1] > 4 * ranges[0]
+    for channel in range(2):
+        worst = np.abs(grey - volume.image)[..., channel].max()
+        assert worst <= 0.51 * ranges[channel] / 255
 
 
 def test_an_array_needs_all_channels():
@@ -328,6 +453,11 @@ def test_channels_move_together_and_change_by_themselves():
         assert abs(fits[0][0] - fits[1][0]) > 1e-3  # another contrast
 
 
+def segment_by(folder):
+    data = bytearray((folder / "export/model.jax_export").read_bytes())
+    return jax.export.deserialize(data).call
+
+
 @pytest.mark.parametrize(
     "pipeline", ["numpy", "device", pytest.param("tf", marks=pytest.mark.tf)]
 )
@@ -354,7 +484,8 @@ def test_a_run_of_two_channels_from_check_to_export(
         "--devices=2",
     )
     assert code == 0, err
-    assert json.loads((workdir / "dataset.json").read_text())["channels"] == [0, 1]
+    about = json.loads((workdir / "dataset.json").read_text())
+    assert about["channels"] == ["images", "second"]
 
     first = sorted((data / "images").iterdir())[0]
     second = data / "second" / first.name
@@ -377,4 +508,13 @@ def test_a_run_of_two_channels_from_check_to_export(
     if pipeline == "numpy":  # exported alike, whatever it was fed by
         command("export", tmp_path / "model", f"--out={tmp_path / 'export'}")
         text = (tmp_path / "export/README.md").read_text()
-        assert "[Z, H, W, 2]" in text
+        assert "float32 [Z, H, W, 2]" in text and "images, second." in text
+        for number, path in enumerate((first, second)):
+            shutil.copy(path, tmp_path / f"channel{number}.nii.gz")
+        monkeypatch.chdir(tmp_path)
+        for block in text.split("```python\n")[1:]:
+            code = block.split("```")[0]
+            if "scans = " in code:
+                exec(code, names := {"segment": segment_by(tmp_path)})
+        labels = np.asanyarray(nib.load("label.nii.gz").dataobj)
+        assert (labels == found).mean() > 0.99 and names["volume"].shape[-1] == 2

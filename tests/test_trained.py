@@ -118,12 +118,39 @@ def test_an_image_that_is_named_twice_is_predicted_once(tmp_path):
     assert len(predict_files(SEGMENTER, paths, tmp_path / "out")) == 1
 
 
-def test_images_of_one_name_are_refused(tmp_path):
+def test_images_of_one_name_are_called_by_their_folders_too(tmp_path):
     paths = [tmp_path / "x" / "a.nii.gz", tmp_path / "y" / "a.nii.gz"]
     for path in paths:
         write(path, image((7, 6, 5)))
-    with pytest.raises(UserError, match="would both be written to a.nii.gz"):
-        predict_files(SEGMENTER, paths, tmp_path / "out")
+    targets = predict_files(SEGMENTER, paths, tmp_path / "out")
+    assert [target.name for target in targets] == ["x_a.nii.gz", "y_a.nii.gz"]
+
+
+def test_files_of_one_name_are_never_written_over_each_other(tmp_path):
+    paths = [tmp_path / "a.nii.gz", tmp_path / "a_probabilities.nii.gz"]
+    for path in paths:
+        write(path, image((7, 6, 5)))
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="would both be written to"):
+        predict_files(SEGMENTER, paths, out, probabilities=True)
+    predict_files(SEGMENTER, paths[:1], out)
+    with pytest.raises(UserError, match=r"a\.nii\.gz exists"):
+        predict_files(SEGMENTER, paths[:1], out, probabilities=True)
+    predict_files(SEGMENTER, paths[:1], out, probabilities=True, skip=True)
+    assert (out / "a_probabilities.nii.gz").is_file()  # was lacking
+
+
+def test_a_file_that_could_not_be_written_is_told_beside_another_fault(
+    tmp_path, monkeypatch, caplog
+):
+    paths = [tmp_path / f"{name}.nii.gz" for name in "ab"]
+    write(paths[0], image((7, 6, 5)))
+    paths[1].write_bytes(b"no image")
+    (tmp_path / "out" / "a.nii.gz" / "folder").mkdir(parents=True)
+    monkeypatch.setattr(logging.getLogger("pclseg"), "propagate", True)
+    with pytest.raises(UserError, match=r"b\.nii\.gz: the file cannot be read"):
+        predict_files(SEGMENTER, paths, tmp_path / "out", overwrite=True)
+    assert "a.nii.gz cannot be written" in caplog.text
 
 
 def test_a_folder_that_is_a_file_is_told(tmp_path):

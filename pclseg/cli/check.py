@@ -107,6 +107,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         help="to read of 4-D images, from 0; without it their frames are volumes",
     )
     parser.add_argument(
+        "--match",
+        default="",
+        help="regular expression whose groups are what the files of an image share",
+    )
+    parser.add_argument(
         "--patient", default="", help=r"regular expression, as '(sub-\d+)'"
     )
     parser.add_argument("--workers", type=int, default=0, help="processes (all CPUs)")
@@ -133,6 +138,7 @@ def dataset_of(args: argparse.Namespace) -> Dataset:
             labels=args.labels,
             more_images=args.more_images,
             channels=args.channels,
+            match=args.match,
             patient=args.patient,
         )
     except OSError as error:
@@ -154,7 +160,7 @@ def _config(
     if not args.config:
         return None
     data = (args.raw_dir, args.images, args.labels, args.patient)
-    if any((*data, args.more_images, args.channels)):
+    if any((*data, args.more_images, args.channels, args.match)):
         raise UserError(
             "with --config, the data are those of the config: set"
             " --config.data.raw_dir and --config.data.options.KEY."

@@ -133,6 +133,7 @@ def config_text(
         labels=_one(args.labels),
         more_images=tuple(args.more_images),
         channels=tuple(args.channels),
+        match=args.match,
         patient=args.patient,
         label_values=dataset.label_values,
         class_names=dataset.class_names,

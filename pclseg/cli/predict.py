@@ -48,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         " nothing)",
     )
     parser.add_argument(
+        "--match",
+        default="",
+        help="regular expression whose groups are what the files of an image share",
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, help="folder for the label files"
     )
     parser.add_argument(
@@ -97,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             paths,
             args.out,
             more_paths=more_paths,
+            match=args.match,
             overwrite=args.overwrite,
             skip=args.skip,
             probabilities=args.probabilities,

@@ -123,6 +123,7 @@ def facts_table(checked: Checked) -> list[tuple[str, str]]:
         ("pixel", _range([s for v in volumes for s in v.plane_spacing], "mm")),
         ("stored as", _counted([v.orientation for v in volumes])),
         ("voxels are", _counted([v.dtype for v in volumes])),
+        *_channels(checked.dataset.channels),
         ("median grey value", _range([v.percentiles[5] for v in volumes])),
         ("lowest to highest", f"{_short(_least(volumes))} to {_short(_most(volumes))}"),
     ]
@@ -140,6 +141,11 @@ def facts_table(checked: Checked) -> list[tuple[str, str]]:
     if len(values) > _MOST_CLASSES:
         rows.append(("more classes", f"{len(values) - _MOST_CLASSES}"))
     return rows
+
+
+def _channels(names: Sequence[int | str]) -> list[tuple[str, str]]:
+    listed = ", ".join(map(str, names))
+    return [("channels", f"{listed}; below the first")] if len(names) > 1 else []
 
 
 def _least(volumes: Sequence[Facts]) -> float:

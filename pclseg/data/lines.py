@@ -28,8 +28,8 @@ class Lines:
         label: [L, W] uint8 or uint16, or None.
         start: [V] int64 by store row, first line of the volume; -1 if not loaded.
         height: [V] int64 by store row, lines of a slice.
-        scale: [V] float32 by store row, of all channels.
-        zero: [V] int32 by store row.
+        scale: [V, C] float32 by store row.
+        zero: [V, C] int32 by store row.
     """
 
     image: np.ndarray
@@ -51,7 +51,8 @@ class Lines:
 
         Returns:
             The attributes of the slices, and of every crop its first "line" and
-            "column", its "zero", [B] int32 each, and its "scale", [B] float32.
+            "column", [B] int32 each, and of its channels the "zero", [B, C] int32, and
+            "scale", [B, C] float32.
         """
         rows = plan.rows(step)
         line = self.start[rows.volume] + rows.index * self.height[rows.volume]
@@ -73,7 +74,7 @@ def load_lines(store: "Store", plan: Plan, *, label: bool, dtype: str) -> Lines:
         label: whether to keep the labels.
         dtype: one of DTYPES: "float32" is exact, "float16" rounds to 11 bits, and
             "int16" and "uint8" to 65,535 and 255 steps from the least to the largest
-            grey value of the volume.
+            grey value of the volume, of each channel.
 
     Raises:
         UserError: a label is asked for and a volume has none.
@@ -91,13 +92,17 @@ def load_lines(store: "Store", plan: Plan, *, label: bool, dtype: str) -> Lines:
     image = np.zeros((*size, store.infos[rows[0]].channels), dtype)
     label_dtype = np.uint8 if len(store.class_names) <= 256 else np.uint16
     labels = np.zeros(size, label_dtype) if label else None
-    scale, zero = np.ones(len(shapes), np.float32), np.zeros(len(shapes), np.int32)
+    of_volumes = len(shapes), image.shape[-1]
+    scale, zero = np.ones(of_volumes, np.float32), np.zeros(of_volumes, np.int32)
     for row, number in zip(rows, lines, strict=True):
         volume = store.volume(row)
         place = slice(start[row], start[row] + number)
-        pixels, scale[row], zero[row] = _in_steps(volume.image, dtype)
-        image[place] = zero[row]
-        _put(image[place], pixels, int(height[row]), crop_width)
+        for channel in range(image.shape[-1]):
+            at = row, channel
+            pixels, scale[at], zero[at] = _in_steps(volume.image[..., channel], dtype)
+            own = image[place, :, channel]
+            own[...] = zero[at]
+            _put(own, pixels, int(height[row]), crop_width)
         if labels is not None:
             _put(labels[place], np.asarray(volume.label), int(height[row]), crop_width)
     return Lines(
@@ -124,8 +129,9 @@ def _in_steps(image: np.ndarray, dtype: str) -> tuple[np.ndarray, float, int]:
 
 
 def _put(lines: np.ndarray, slices: np.ndarray, height: int, crop_width: int) -> None:
-    """Writes slices [Z, H, W, ...] into their lines, [Z * height, >= W, ...]."""
-    place = lines.reshape(len(slices), height, *lines.shape[1:])
+    """Writes slices [Z, H, W] into their lines, [Z * height, >= W]."""
+    # A view: only the first axis, which is of even steps, is divided.
+    place = lines.reshape(len(slices), height, lines.shape[1])
     down = (height - slices.shape[1]) // 2
     right = max(crop_width - slices.shape[2], 0) // 2
     place[:, down : down + slices.shape[1], right : right + slices.shape[2]] = slices

@@ -249,11 +249,15 @@ def check_grids(
     apart = (affine - label_affine) @ corners
     voxels = np.linalg.solve(affine[:3, :3], apart[:3])
     if np.abs(voxels).max() > GRID_TOLERANCE:
+        remedy = f"resample the {what} onto the image"
+        if what == "label":  # drawn on the image, whatever its header says
+            remedy = (
+                "copy the image's affine into the label or resample it onto the image"
+            )
         raise UserError(
             f"the {what} lies up to"
             f" {np.linalg.norm(apart[:3], axis=0).max():.3g} mm off the image"
-            f" ({np.abs(voxels).max():.2g} voxels) though their shapes agree; copy the"
-            f" image's affine into the {what} or resample it onto the image."
+            f" ({np.abs(voxels).max():.2g} voxels) though their shapes agree; {remedy}."
         )
 
 

@@ -185,8 +185,11 @@ class Progress:
             return
         self._reported = now
         each = (now - self._start) / max(1, self._done - 1)
-        minutes, seconds = divmod(round(each * (self._total - self._done)), 60)
-        self._report(
-            f"{self._verb} {self._done} of {self._total} volumes,"
-            f" {minutes}:{seconds:02d} left"
-        )
+        left = minutes(each * (self._total - self._done))
+        self._report(f"{self._verb} {self._done} of {self._total} volumes, {left} left")
+
+
+def minutes(seconds: float) -> str:
+    """As m:ss."""
+    whole, rest = divmod(round(seconds), 60)
+    return f"{whole}:{rest:02d}"

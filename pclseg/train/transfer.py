@@ -103,8 +103,8 @@ def _check_equal_shapes(old: dict[Path, jax.Array], new: dict[Path, jax.Array]) 
         if ours != theirs:
             raise UserError(
                 f"the weights do not fit: {'/'.join(path)} is {theirs} in the source,"
-                f" but {ours} in the new network; model.width must be that of the stage"
-                " the weights come from."
+                f" but {ours} in the new network; model.width and the channels of the"
+                " images must be those of the stage the weights come from."
             )
 
 

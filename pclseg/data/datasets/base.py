@@ -29,7 +29,6 @@ READ_ERRORS = (
     OverflowError,
     zlib.error,
 )
-CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net ends the names of images in the channel
 LARGEST = 2**31 - 1  # a label value that none exceeds
 WHOLE_TOLERANCE = 1e-4  # label values this near to a whole number count as one
 
@@ -92,9 +91,9 @@ class Dataset:
     class_names: tuple[str, ...]  # the background first
     label_values: tuple[int, ...]  # the value in the label files
     strays: tuple[Stray, ...] = ()  # other values, by the first range that holds them
-    # What is read of images of several channels, by number; (): an image is of one
-    # channel, and the frames of a 4-D one are volumes.
-    channels: tuple[int, ...] = ()
+    # What is read of images of several channels, see `data.channels`; (): an image is
+    # of one channel, and the frames of a 4-D one are volumes.
+    channels: tuple[int | str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks what the user's files and options decide."""
@@ -118,53 +117,6 @@ class Dataset:
             values = getattr(self, option)
             if len(set(values)) != len(values):
                 raise UserError(f"config.data.options.{option} repeats one: {values}.")
-
-
-def checked_channels(channels: Sequence[int]) -> tuple[int, ...]:
-    """The option `channels` of a dataset.
-
-    Raises:
-        UserError: it is no list of different whole numbers from 0.
-    """
-    if (
-        isinstance(channels, str | int)
-        or not all(type(channel) is int and channel >= 0 for channel in channels)
-        or len(set(channels)) < len(channels)
-    ):
-        raise UserError(
-            f"config.data.options.channels is {channels!r}; expected different numbers"
-            " from 0, such as (0, 1), or () where images have one channel."
-        )
-    return tuple(channels)
-
-
-def channels_of_file(path: Path, channels: Sequence[int]) -> tuple[int | None, ...]:
-    """The indices on the fourth axis at which the chosen channels of a file lie.
-
-    Args:
-        path: of a NIfTI file.
-        channels: by number; () where it should have one.
-
-    Returns:
-        One index a channel; None for that of a 3-D file.
-
-    Raises:
-        UserError: the file has other channels, or several and none is chosen.
-    """
-    count = num_frames(path)
-    if count == 1 and len(channels) < 2:
-        return (None,)
-    if not channels:
-        raise UserError(
-            f"{path} has {count} channels; choose with"
-            " config.data.options.channels=(0,), or several."
-        )
-    if max(channels) >= count:
-        raise UserError(
-            f"config.data.options.channels is {tuple(channels)}, but {path} has"
-            f" {count} channel(s), counted from 0."
-        )
-    return tuple(channels)
 
 
 def natural_key(text: str | Path) -> list[tuple[int, int, str]]:

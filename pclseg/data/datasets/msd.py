@@ -9,12 +9,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from pclseg.data.channels import (
+    by_number,
+    case_of,
+    checked_option,
+    of_file,
+    unnumbered,
+)
 from pclseg.data.datasets.base import (
-    CHANNEL,
     Case,
     Dataset,
-    channels_of_file,
-    checked_channels,
     class_names_for,
     natural_key,
     nifti_files,
@@ -58,7 +62,7 @@ def make(
         Path(raw_dir).expanduser(), "a task: imagesTr, labelsTr, dataset.json"
     )
     index = _read_index(root / "dataset.json")
-    channels = checked_channels(channels)
+    channels = checked_option(channels)
     files = _listed_files(root, index) or _found_files(root, index, channels)
     cases = [_case(name, images, label, channels) for name, images, label in files]
     names_by_value = _names_by_value(root / "dataset.json", index.get("labels") or {})
@@ -176,7 +180,7 @@ def _found_files(root: Path, index: dict, channels: tuple[int, ...]) -> list[Fil
 
 def _bases(paths: list[Path]) -> set[str]:
     """The names of the images without their channel."""
-    return {CHANNEL.sub("", stem(path)) for path in paths}
+    return {unnumbered(path) for path in paths}
 
 
 def _by_case(
@@ -192,31 +196,20 @@ def _by_case(
         UserError: a file is not named like that, or a case lacks a chosen channel, or
             has several and none is chosen.
     """
-    found: dict[str, dict[int, Path]] = {}
-    for path in paths:
-        suffix = CHANNEL.search(stem(path))
-        if not suffix:
-            raise UserError(
-                f"{path} should end in its channel, {stem(path)}_0000.nii.gz, as the"
-                " other images do; rename it."
-            )
-        name = CHANNEL.sub("", stem(path))
-        found.setdefault(name, {})[int(suffix[1])] = path
-    for name, files in found.items():
+    chosen: dict[str, tuple[Path, ...]] = {}
+    for place, files in by_number(paths).items():
         if not channels and len(files) > 1:
             raise UserError(
-                f"{name} has {len(files)} channels ({sorted(files)}); choose with"
+                f"{place.name} has {len(files)} channels ({sorted(files)}); choose with"
                 " config.data.options.channels=(0,), or several."
             )
         if not set(channels or (0,)) <= set(files):
             raise UserError(
-                f"config.data.options.channels is {channels}, but {name} has the"
+                f"config.data.options.channels is {channels}, but {place.name} has the"
                 f" channels {sorted(files)}."
             )
-    return {
-        name: tuple(files[channel] for channel in channels or (0,))
-        for name, files in found.items()
-    }
+        chosen[place.name] = tuple(files[channel] for channel in channels or (0,))
+    return chosen
 
 
 def _case(
@@ -227,15 +220,5 @@ def _case(
     if others:  # a file a channel
         read = [(path, None) for path in images]
     else:
-        read = [(image, index) for index in channels_of_file(image, channels)]
-    (image, index), *more = read
-    name = safe_name(name)
-    return Case(
-        name=name,
-        patient=name,
-        frame="",
-        image_path=image,
-        label_path=label,
-        time_index=index,
-        more_channels=tuple(more),
-    )
+        read = of_file(image, channels)
+    return case_of(safe_name(name), safe_name(name), read, label)

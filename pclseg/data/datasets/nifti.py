@@ -2,18 +2,21 @@
 
 import difflib
 import glob
-import itertools
 import os
 import re
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
+from pclseg.data.channels import (
+    case_of,
+    checked_option,
+    names_of,
+    of_file,
+    unnumbered,
+)
 from pclseg.data.datasets.base import (
-    CHANNEL,
     Case,
     Dataset,
-    channels_of_file,
-    checked_channels,
     class_names_for,
     is_nifti,
     natural_key,
@@ -89,7 +92,7 @@ def make(
             several, an image without a patient or a channel, frames that do not pair
             up.
     """
-    channels = checked_channels(channels)
+    channels = checked_option(channels)
     if channels and more_images:
         raise UserError(
             f"set one of {OPTION}.channels, of 4-D files, and {OPTION}.more_images, not"
@@ -99,10 +102,8 @@ def make(
     label_paths = _find(root, labels, "labels") if labels else []
     patterns = [more_images] if isinstance(more_images, str) else more_images
     more_paths = [_find(root, pattern, "more_images") for pattern in patterns]
-    taken = set(map(_place, itertools.chain(label_paths, *more_paths)))
-    image_paths = [
-        path for path in _find(root, images, "images") if _place(path) not in taken
-    ]
+    taken = check_apart([label_paths, *more_paths])
+    image_paths = [p for p in _find(root, images, "images") if place(p) not in taken]
     if not image_paths:
         raise UserError(
             f"{OPTION}.images finds only files that {OPTION}.labels or .more_images"
@@ -124,21 +125,55 @@ def make(
         person = patient_of(path) if patient or patient_csv else name
         label = label_of.get(path)
         if channels:
-            read = [(path, index) for index in channels_of_file(path, channels)]
+            read = of_file(path, channels)
         elif more_of:
             read = [(path, None), *((of[path], None) for of in more_of)]
         else:
             cases.extend(_frames(name, person, path, label))
             continue
-        cases.append(_of_channels(name, person, read, label))
+        cases.append(case_of(name, person, read, label))
     values = tuple(label_values) or scan_label_values(label_paths)
     return Dataset(
         name="nifti",
         cases=tuple(cases),
         class_names=class_names_for(values, class_names),
         label_values=values,
-        channels=channels or tuple(range(1 + len(more_of) if more_of else 0)),
+        channels=channels
+        or _names_of_channels(images, patterns, [image_paths, *more_paths]),
     )
+
+
+def _names_of_channels(
+    images: str | Sequence[str],
+    more_images: Sequence[str],
+    files: Sequence[Sequence[Path]],
+) -> tuple[int | str, ...]:
+    """Of channels that are files of their own; () where images have one channel."""
+    if not more_images:
+        return ()
+    first = images if isinstance(images, str) else " or ".join(images)
+    return names_of([first, *more_images], files)
+
+
+def check_apart(lists: Sequence[Sequence[Path]]) -> set[tuple[str, str]]:
+    """The places of all files.
+
+    Args:
+        lists: of labels and of channels after the first.
+
+    Raises:
+        UserError: a file is in two of the lists.
+    """
+    taken: set[tuple[str, str]] = set()
+    for paths in lists:
+        own = {place(path): path for path in paths}
+        if twice := taken & own.keys():
+            raise UserError(
+                f"{own[min(twice)]} is found twice, as a channel and as another one or"
+                " a label; make the patterns differ."
+            )
+        taken |= own.keys()
+    return taken
 
 
 def further_channel(
@@ -167,28 +202,10 @@ def further_channel(
     lacking = [image for image in images if image not in found]
     if lacking:
         raise UserError(
-            f"{lacking[0]} has no further channel ({len(lacking)} such images; the"
-            f" first channel found is {files[0]}), and every image needs one; {advice}."
+            f"{lacking[0]} lacks a channel ({len(lacking)} such images; the first file"
+            f" of that channel is {files[0]}), and every image needs one; {advice}."
         )
     return found, clean
-
-
-def _of_channels(
-    name: str,
-    patient: str,
-    channels: Sequence[tuple[Path, int | None]],
-    label: Path | None,
-) -> Case:
-    (image, index), *more = channels
-    return Case(
-        name=name,
-        patient=patient,
-        frame="",
-        image_path=image,
-        label_path=label,
-        time_index=index,
-        more_channels=tuple(more),
-    )
 
 
 def _find(root: Path, patterns: str | Sequence[str], option: str) -> list[Path]:
@@ -210,11 +227,11 @@ def _find(root: Path, patterns: str | Sequence[str], option: str) -> list[Path]:
     found.sort(key=lambda path: natural_key(_relative(path, root)))
     once: dict[tuple[str, str], Path] = {}  # a link or .. may lead here on other ways
     for path in found:
-        once.setdefault(_place(path), path)
+        once.setdefault(place(path), path)
     return list(once.values())
 
 
-def _place(path: Path) -> tuple[str, str]:
+def place(path: Path) -> tuple[str, str]:
     """(real folder, name) of a file.
 
     A link that is a file itself is not followed: version control of data may keep the
@@ -257,9 +274,6 @@ def _match(
     its own is taken; if none does, the one that comes nearest to it is reported.
     """
 
-    def channelless(path: Path) -> str:
-        return CHANNEL.sub("", stem(path))
-
     def words(path: Path) -> Hashable:
         return _words(stem(path))
 
@@ -278,7 +292,7 @@ def _match(
 
     rules: list[tuple[Key, Key, Callable[[Path], str]]] = [
         (stem, stem, stem),
-        (channelless, channelless if what == "channel" else stem, channelless),
+        (unnumbered, unnumbered if what == "channel" else stem, unnumbered),
         (words, words, stem),
         (folder_words, folder_words, stem),
         (entities, entities, stem),
