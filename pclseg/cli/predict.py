@@ -19,6 +19,35 @@ from pclseg.trained import load_segmenter, predict_files
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Predicts; returns the exit status."""
+    args = command_line().parse_args(argv)
+
+    def predict() -> None:
+        check_local("--out", args.out)
+        if args.out.exists() and not args.out.is_dir():
+            raise UserError(f"--out {args.out} is a file; name a folder.")
+        paths = [path for pattern in args.images for path in _found(pattern)]
+        segmenter = load_segmenter(
+            args.run,
+            batch_size=args.batch_size,
+            tile=args.tile,
+            flips=args.flips,
+            largest_part=args.largest_part,
+        )
+        keep_compiled()
+        predict_files(
+            segmenter,
+            paths,
+            args.out,
+            overwrite=args.overwrite,
+            skip=args.skip,
+            probabilities=args.probabilities,
+        )
+
+    return exit_status(predict)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(
         prog="python -m pclseg.cli.predict",
         description="Writes a label file for every image, on the image's own grid and"
@@ -66,31 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files that are in --out"
     )
-    args = parser.parse_args(argv)
-
-    def predict() -> None:
-        check_local("--out", args.out)
-        if args.out.exists() and not args.out.is_dir():
-            raise UserError(f"--out {args.out} is a file; name a folder.")
-        paths = [path for pattern in args.images for path in _found(pattern)]
-        segmenter = load_segmenter(
-            args.run,
-            batch_size=args.batch_size,
-            tile=args.tile,
-            flips=args.flips,
-            largest_part=args.largest_part,
-        )
-        keep_compiled()
-        predict_files(
-            segmenter,
-            paths,
-            args.out,
-            overwrite=args.overwrite,
-            skip=args.skip,
-            probabilities=args.probabilities,
-        )
-
-    return exit_status(predict)
+    return parser
 
 
 def _found(pattern: str) -> list[Path]:
