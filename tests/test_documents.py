@@ -6,6 +6,7 @@ for / (`/data/mine` is `data/mine` in it), with `small_configs/` in the Python p
 
 import dataclasses
 import importlib
+import json
 import os
 import re
 import shlex
@@ -239,3 +240,10 @@ def test_blocks_are_told_from_marked_ones():
     text = f"<!-- not run: long -->\n{marked}\n{plain}```text\nc\n```\n"
     found = [(m["reason"], m["kind"], m["text"]) for m in BLOCK.finditer(text)]
     assert found == [("long", "bash", "a\n"), (None, "python", "b\n")]
+
+
+def test_the_notebook_is_stored_as_it_was_never_run():
+    notebook = json.loads((ROOT / "docs/notebook.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) > 5
+    assert all(c["outputs"] == [] and c["execution_count"] is None for c in cells)
