@@ -7,6 +7,7 @@ for / (`/data/mine` is `data/mine` in it), with `small_configs/` in the Python p
 import dataclasses
 import importlib
 import json
+import locale
 import os
 import re
 import shlex
@@ -93,7 +94,9 @@ def write_files(root):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     root = tmp_path_factory.mktemp("files")
+    before = locale.setlocale(locale.LC_ALL)
     write_files(root)
+    locale.setlocale(locale.LC_ALL, before)  # which writing DICOM changes
     return root
 
 
