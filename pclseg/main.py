@@ -237,7 +237,7 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     Raises:
         UserError: an unknown flag, config file or config key; the nearest one is named.
     """
-    values = _flags()
+    values = train_flags()
     try:
         rest = values(list(argv), known_only=True)[1:]
     except (flags.Error, ValueError) as error:
@@ -269,7 +269,7 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     )
 
 
-def _flags() -> flags.FlagValues:
+def train_flags() -> flags.FlagValues:
     """The flags, in a registry of their own: `main` may be called more than once."""
     own = flags.FlagValues()
     own.set_gnu_getopt(True)  # the VALUE of --config.KEY VALUE ends nothing
@@ -306,7 +306,7 @@ def _flags() -> flags.FlagValues:
 
 
 def _help() -> str:
-    values = _flags()
+    values = train_flags()
     lines = [f"  --{name:<14} {values[name].help}" for name in values]
     lines.append("  --config.KEY=VALUE changes one value of the config.")
     return "\n".join([str(__doc__), *lines])

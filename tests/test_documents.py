@@ -117,7 +117,7 @@ def bash(tmp_path_factory):
         return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", text],
             cwd=folder,
-            env=environment,
+            env={**environment, "HOME": str(folder)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
