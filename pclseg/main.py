@@ -25,6 +25,7 @@ from pclseg.config_rules import check_config, check_only
 from pclseg.errors import UserError
 from pclseg.files import check_local
 from pclseg.named import nearest
+from pclseg.train.mirror import check_installed
 from pclseg.train.stop import StopFlag, Stopped
 
 log = logging.getLogger("pclseg.main")  # also when run as __main__
@@ -137,6 +138,7 @@ def run(arguments: Arguments) -> None:
     _check_alike(config)
     check_config(config, len(devices))
     check_only(arguments.stages, config)
+    check_installed(config.wandb)
     if arguments.workdir is None and not arguments.dry_run:
         raise UserError("--workdir is missing; name a folder for this run.")
     with stop.interruptible():
