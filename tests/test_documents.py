@@ -38,6 +38,7 @@ BLOCK = re.compile(
 )
 # Runs that a page speaks of and does not train: name there, name of what was trained.
 RUNS = {
+    "docs/follow.md": {"mine": "pcl"},
     "docs/report.md": {"scratch_f0": "scratch", "pcl_f0": "pcl"},
     "docs/share.md": {"mine_f0": "pcl", "mine_f1": "pcl"},
     "docs/statistics.md": {"scratch": "scratch", "pcl": "pcl"},
