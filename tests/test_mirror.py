@@ -10,6 +10,7 @@ import pytest
 from tiny_nifti import call_main, nifti_tree
 
 from pclseg.errors import UserError
+from pclseg.train import mirror as mirrors
 from pclseg.train.metrics import MetricWriter
 from pclseg.train.mirror import RECORD, Mirror, check_installed
 
@@ -103,7 +104,8 @@ def test_without_a_project_nothing_is_imported_or_written(wandb, tmp_path):
 
 @pytest.mark.parametrize("fails", ["init", "log", "finish"])
 def test_a_failure_is_one_warning(wandb, tmp_path, caplog, monkeypatch, fails):
-    monkeypatch.setattr(logging.getLogger("pclseg"), "propagate", True)
+    monkeypatch.setattr(mirrors, "log", logging.Logger("alone"))
+    mirrors.log.addHandler(caplog.handler)
     wandb.fails = fails
     mirror = Mirror("project", tmp_path, CONFIG)
     for step in (1, 2, 3):
