@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRA)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-header --no-annotate --no-emit-index-url
-LOCKS := base dev cuda12 cuda13 tpu
+LOCKS := base dev cuda12 cuda13 tpu wandb
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-without-tf docs check format lock clean

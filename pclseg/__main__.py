@@ -22,6 +22,7 @@ COMMANDS = {  # name: (module with a `main`, what it does)
     "convert": ("pclseg.cli.convert", "DICOM, NRRD and MetaImage to NIfTI"),
     "import": ("pclseg.cli.import_weights", "weights of the PCL authors as a start"),
     "doctor": ("pclseg.cli.doctor", "versions, devices, and what is missing"),
+    "completion": ("pclseg.cli.completion", "a script for TAB in bash, zsh or fish"),
     "demo": ("pclseg.cli.demo", "all of it on a phantom, in some minutes"),
 }
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<9} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: pclseg COMMAND ...",

@@ -47,6 +47,9 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
         ) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"{file}: get_config returns no ml_collections.ConfigDict.")
+    if "stages" in config and "wandb" not in config:
+        with config.unlocked():
+            config.wandb = ""  # the one key that may be left out; no number needs it
     return config.lock()
 
 

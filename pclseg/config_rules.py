@@ -80,7 +80,7 @@ _ARM = Rule(
 _FLAG = Rule("True or False", lambda v: isinstance(v, bool))
 _SECTION = Rule("a section, dict(...)", lambda v: isinstance(v, Section))
 # A stage's name is that of a section and of a folder of the run directory.
-_RESERVED = ("data", "prepare", "evaluate", "predictions")
+_RESERVED = ("data", "prepare", "evaluate", "predictions", "wandb")
 _NAMES = Rule(
     "a tuple of different names, such as ('pretrain', 'finetune'), of letters, digits"
     f" and _, none of them {', '.join(_RESERVED)}",
@@ -95,7 +95,7 @@ _SEED = whole(0, 2**32 - 1)
 _POSITIVE = _real("> 0", lambda v: v > 0)
 _NOT_NEGATIVE = _real(">= 0", lambda v: v >= 0)
 
-_RUN = {"arm": _ARM, "seed": _SEED, "stages": _NAMES}
+_RUN = {"arm": _ARM, "seed": _SEED, "stages": _NAMES, "wandb": _TEXT}
 _DATA = {
     "name": _TEXT,
     "raw_dir": _TEXT,
@@ -200,7 +200,7 @@ def check_config(config: Section, num_devices: int) -> None:
     """
     sections = [key for key, value in config.items() if isinstance(value, Section)]
     values = Section({key: config[key] for key in config if key not in sections})
-    check_section(values, _RUN, "config")
+    check_section(Section({"wandb": "", **values}), _RUN, "config")
     for name in ("data", "evaluate", *config.stages):
         if name not in sections:
             raise UserError(

@@ -25,6 +25,7 @@ from pclseg.config_rules import check_config, check_only
 from pclseg.errors import UserError
 from pclseg.files import check_local
 from pclseg.named import nearest
+from pclseg.train.mirror import check_installed
 from pclseg.train.stop import StopFlag, Stopped
 
 log = logging.getLogger("pclseg.main")  # also when run as __main__
@@ -137,6 +138,7 @@ def run(arguments: Arguments) -> None:
     _check_alike(config)
     check_config(config, len(devices))
     check_only(arguments.stages, config)
+    check_installed(config.wandb)
     if arguments.workdir is None and not arguments.dry_run:
         raise UserError("--workdir is missing; name a folder for this run.")
     with stop.interruptible():
@@ -237,7 +239,7 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     Raises:
         UserError: an unknown flag, config file or config key; the nearest one is named.
     """
-    values = _flags()
+    values = train_flags()
     try:
         rest = values(list(argv), known_only=True)[1:]
     except (flags.Error, ValueError) as error:
@@ -269,7 +271,7 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     )
 
 
-def _flags() -> flags.FlagValues:
+def train_flags() -> flags.FlagValues:
     """The flags, in a registry of their own: `main` may be called more than once."""
     own = flags.FlagValues()
     own.set_gnu_getopt(True)  # the VALUE of --config.KEY VALUE ends nothing
@@ -306,7 +308,7 @@ def _flags() -> flags.FlagValues:
 
 
 def _help() -> str:
-    values = _flags()
+    values = train_flags()
     lines = [f"  --{name:<14} {values[name].help}" for name in values]
     lines.append("  --config.KEY=VALUE changes one value of the config.")
     return "\n".join([str(__doc__), *lines])

@@ -103,7 +103,7 @@ def has_begun(workdir: Path) -> bool:
 
 
 def check_config(path: Path, config: dict[str, Any]) -> None:
-    """Checks that a run that has begun has this config.
+    """Checks that a run that has begun has this config; a mirror may come and go.
 
     Args:
         path: config.json of the run.
@@ -112,7 +112,11 @@ def check_config(path: Path, config: dict[str, Any]) -> None:
     Raises:
         UserError: it has another one; the first differences are named.
     """
-    differences = config_differences(read_json(path), config)
+    old, new = (
+        {key: value for key, value in each.items() if key != "wandb"}
+        for each in (read_json(path), config)
+    )
+    differences = config_differences(old, new)
     if differences:
         more = "; ..." if len(differences) > 5 else ""
         raise UserError(

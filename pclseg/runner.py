@@ -15,6 +15,7 @@ import numpy as np
 
 from pclseg import building, cohort, diagnostics, processes, rundir, scoring
 from pclseg.building import Outline, Stage
+from pclseg.config import as_dict
 from pclseg.data import host_pipeline, splits
 from pclseg.data.tfds_store import Store, open_store
 from pclseg.errors import UserError
@@ -27,6 +28,7 @@ from pclseg.state import TrainState
 from pclseg.train.checkpoint import Checkpoints, load_weights
 from pclseg.train.loop import train
 from pclseg.train.metrics import MetricWriter, read_rows
+from pclseg.train.mirror import Mirror
 from pclseg.train.step import make_train_step
 from pclseg.train.stop import StopFlag
 from pclseg.train.transfer import transfer
@@ -50,6 +52,7 @@ class Run:
     store: Store
     split: splits.Split
     stages: Mapping[str, Stage]
+    mirror: Mirror
 
     def rows(self, subset: str) -> list[int]:
         """Rows of the store in `subset`."""
@@ -144,10 +147,18 @@ def execute(
         stages=building.build_stages(
             config, store.infos, split, len(store.class_names)
         ),
+        mirror=Mirror(
+            config.get("wandb", "") if processes.is_first() else "",
+            workdir,
+            as_dict(config),
+        ),
     )
-    for name, stage in run.stages.items():
-        if not only or name in only:
-            train_stage(run, stage)
+    try:
+        for name, stage in run.stages.items():
+            if not only or name in only:
+                train_stage(run, stage)
+    finally:
+        run.mirror.close()
     if not only or "evaluate" in only:
         with stop.interruptible():
             diagnose(run)
@@ -241,7 +252,7 @@ def train_stage(run: Run, stage: Stage) -> None:
             old = (folder / "done.json", folder / diagnostics.FILE)
             for path in (*old, run.workdir / "summary.json"):
                 path.unlink(missing_ok=True)  # of a last checkpoint that is gone
-            writer = MetricWriter(folder, first_step=first_step)
+            writer = MetricWriter(folder, first_step=first_step, mirror=run.mirror)
             feed = processes.together(lambda: _feed(run, stage, first_step))
         epoch = stage.plan.steps_per_epoch
         train(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pclseg.main import _flags
+from pclseg.main import train_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch")])
@@ -784,7 +784,7 @@ def test_jobset_numbers_belong_together():
     assert pod["terminationGracePeriodSeconds"] >= 120
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}
-    known = {f"--{flag}" for flag in _flags()}
+    known = {f"--{flag}" for flag in train_flags()}
     own = {name for name in arguments if not name.startswith("--config.")}
     assert own <= known
 

@@ -2,9 +2,10 @@
 
 Its pages are the Markdown files of `docs/`, which are also read as they are, and some
 others of the repository. Links between files become links between pages; commands and
-keys of configs are written from the code.
+keys of configs are written from the code; the notebook is executed.
 """
 
+import os
 import re
 import shutil
 import sys
@@ -28,6 +29,9 @@ TAKEN = {
 def main(argv: list[str]) -> int:
     """Builds it; returns the exit status."""
     (out,) = argv[1:]
+    # The notebook calls pclseg, which is in no PATH where no environment is activated.
+    programs = Path(sys.executable).parent
+    os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder)
         shutil.copytree(
@@ -58,7 +62,7 @@ def _on_the_site(path: Path) -> str:
         aim = (path.parent / target).resolve()
         if aim in names:
             return f"[{label}](/{names[aim]}{anchor})"
-        if aim.suffix == ".md" and aim.is_relative_to(DOCS):
+        if aim.suffix in (".md", ".ipynb") and aim.is_relative_to(DOCS):
             return f"[{label}](/{aim.relative_to(DOCS)}{anchor})"
         return label
 

@@ -36,6 +36,10 @@ SECTIONS: list[tuple[str, Any]] = [
 ]
 # The keys that no single function takes.
 MEANT = {
+    "arm": "the name of this kind of run in tables",
+    "seed": "of weights, batches and augmentation",
+    "stages": "sections that are trained, in this order",
+    "wandb": "a project at Weights & Biases for a copy of the scalars, or empty",
     "data.name": "the dataset, a file of pclseg/data/datasets",
     "data.raw_dir": "folder of its files",
     "data.store_dir": "where prepared volumes are kept, by content; may be shared",
@@ -106,10 +110,18 @@ def config() -> str:
     meant = dict(_explained())
     parts = [
         "# Keys of a config\n\nEvery key is in every config and is changed by"
-        " `--config.KEY=VALUE`. The values shown are those of `configs/pcl_acdc.py`;"
+        " `--config.KEY=VALUE`; a file may leave out `wandb` alone. The values"
+        " shown are those of `configs/pcl_acdc.py`;"
         " keys of `finetune` that `pretrain` has too mean the same. Methods and"
         " augmentations have keys of their own, shown below.\n"
     ]
+    parts.append("\n## The run\n\n| key | value | meaning |\n| --- | --- | --- |\n")
+    parts.append(
+        "".join(
+            f"| `{key}` | `{settings[key]!r}` | {_cell(meant[key])} |\n"
+            for key in ("arm", "seed", "stages", "wandb")
+        )
+    )
     for section in ("data", "pretrain", "finetune", "evaluate"):
         rows = [
             f"| `{section}.{key}` | `{value!r}` |"

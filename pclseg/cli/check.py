@@ -35,20 +35,7 @@ _MOST_ALIKE = 10  # lines that differ in file and numbers alone
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks; returns 0, or 1 where training would not start."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pclseg.cli.check",
-        description="Reads every file once and says what is wrong, what follows from"
-        " it and what mends it. Exit status 1 where training would not start, 0 where"
-        " there are warnings at most. Nothing of the data is changed.",
-        epilog="--config.KEY=VALUE changes one value of the config, as in training.",
-        allow_abbrev=False,
-    )
-    add_data(parser)
-    parser.add_argument("--config", help="an experiment, instead of the data above")
-    parser.add_argument(
-        "--out", type=Path, default=Path("check"), help="folder of the result (check)"
-    )
-    args, rest = parser.parse_known_args(argv)
+    args, rest = command_line().parse_known_args(argv)
     result: list[Checked] = []
 
     def run() -> None:
@@ -84,6 +71,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     status = exit_status(run)
     return status or int(result[0].count(ERROR) > 0)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pclseg.cli.check",
+        description="Reads every file once and says what is wrong, what follows from"
+        " it and what mends it. Exit status 1 where training would not start, 0 where"
+        " there are warnings at most. Nothing of the data is changed.",
+        epilog="--config.KEY=VALUE changes one value of the config, as in training.",
+        allow_abbrev=False,
+    )
+    add_data(parser)
+    parser.add_argument("--config", help="an experiment, instead of the data above")
+    parser.add_argument(
+        "--out", type=Path, default=Path("check"), help="folder of the result (check)"
+    )
+    return parser
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

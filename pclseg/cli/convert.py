@@ -19,17 +19,7 @@ log = logging.getLogger("pclseg.convert")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Converts; returns the exit status: 1 where one could not be converted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pclseg.cli.convert",
-        description="Writes every DICOM series and every .nrrd, .nhdr, .mha and .mhd"
-        " file as NIfTI, on the same grid with the same values. Needs SimpleITK.",
-    )
-    parser.add_argument("source", type=Path, nargs="+", help="a folder or a file")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
-    parser.add_argument(
-        "--skip", action="store_true", help="leave out those that are in --out"
-    )
-    args = parser.parse_args(argv)
+    args = command_line().parse_args(argv)
 
     def run() -> None:
         check_local("--out", args.out)
@@ -54,6 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{failed} of {len(pairs)} volumes were not converted.")
 
     return exit_status(run)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pclseg.cli.convert",
+        description="Writes every DICOM series and every .nrrd, .nhdr, .mha and .mhd"
+        " file as NIfTI, on the same grid with the same values. Needs SimpleITK.",
+    )
+    parser.add_argument("source", type=Path, nargs="+", help="a folder or a file")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    parser.add_argument(
+        "--skip", action="store_true", help="leave out those that are in --out"
+    )
+    return parser
 
 
 def _check_targets(targets: Sequence[Path], *, skip: bool) -> None:

@@ -15,11 +15,7 @@ ARMS = ("scratch", "pcl")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; returns the exit status of the first command that fails, or 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pclseg.cli.demo", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder (demo)")
-    out = parser.parse_args(argv).out
+    out = command_line().parse_args(argv).out
     start = time.monotonic()
     for number, (title, command) in enumerate(steps(out), start=1):
         print(f"\n[{number}/{len(steps(out))}] {title}", flush=True)
@@ -33,6 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status
     print(closing_words(out, time.monotonic() - start))
     return 0
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pclseg.cli.demo", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder (demo)")
+    return parser
 
 
 def finish(step: subprocess.Popen[bytes]) -> tuple[int, bool]:

@@ -30,12 +30,7 @@ _LOW_DISK_GIB = 10
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints versions, devices, pipelines; returns 1 where pclseg cannot run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pclseg.cli.doctor",
-        description="Prints versions, devices, memory and the pipelines available, and"
-        " says what is missing. Exit status 1 where pclseg cannot run.",
-    )
-    parser.parse_args(argv)
+    command_line().parse_args(argv)
 
     def examine() -> None:
         for name, value in [*_machine(), *_packages()]:
@@ -52,6 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.warning("%s", line)
 
     return exit_status(examine)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pclseg.cli.doctor",
+        description="Prints versions, devices, memory and the pipelines available, and"
+        " says what is missing. Exit status 1 where pclseg cannot run.",
+    )
+    return parser
 
 
 def missing() -> list[str]:

@@ -19,6 +19,26 @@ log = logging.getLogger("pclseg.export")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes it; returns the exit status."""
+    args = command_line().parse_args(argv)
+
+    def export() -> None:
+        check_local("--out", args.out)
+        check_new("--out", args.out)
+        networks = [each for path in args.model for each in network.read(path)]
+        platforms = list(dict.fromkeys(args.platforms))
+        apart = write_export(args.out, networks, platforms=platforms)
+        log.info(
+            "wrote %s; probabilities are those of pclseg within %.1g; README.md there"
+            " says how to call it",
+            args.out,
+            apart,
+        )
+
+    return exit_status(export)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(
         prog="python -m pclseg.cli.export",
         description="Writes a folder with a jax.export artefact, model.jax_export: a"
@@ -36,22 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=PLATFORMS,
         help=f"where it is to run ({' '.join(PLATFORMS)})",
     )
-    args = parser.parse_args(argv)
-
-    def export() -> None:
-        check_local("--out", args.out)
-        check_new("--out", args.out)
-        networks = [each for path in args.model for each in network.read(path)]
-        platforms = list(dict.fromkeys(args.platforms))
-        apart = write_export(args.out, networks, platforms=platforms)
-        log.info(
-            "wrote %s; probabilities are those of pclseg within %.1g; README.md there"
-            " says how to call it",
-            args.out,
-            apart,
-        )
-
-    return exit_status(export)
+    return parser
 
 
 if __name__ == "__main__":

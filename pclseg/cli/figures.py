@@ -24,6 +24,12 @@ T = TypeVar("T")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes PNG files; returns the exit status."""
+    args = command_line().parse_args(argv)
+    return exit_status(lambda: draw(args.runs, args.out, baseline=args.baseline))
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(
         prog="python -m pclseg.cli.figures",
         description="Training curves of all runs together; of each run, overlays of the"
@@ -36,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--baseline", help="arm whose Dice with all labels is 100 %% (of the first RUN)"
     )
-    args = parser.parse_args(argv)
-    return exit_status(lambda: draw(args.runs, args.out, baseline=args.baseline))
+    return parser
 
 
 def draw(workdirs: Sequence[Path], out: Path, *, baseline: str | None) -> None:

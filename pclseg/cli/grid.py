@@ -34,6 +34,12 @@ log = logging.getLogger("pclseg.grid")  # also when run as __main__
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is not finished; returns the exit status."""
+    args = command_line().parse_args(argv)
+    return exit_status(lambda: run(args))
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(
         prog="python -m pclseg.cli.grid",
         description=str(__doc__).partition("\n")[0],
@@ -58,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of every config, e.g. data.raw_dir=DIR",
     )
     parser.add_argument("--list", action="store_true", help="print the cells, run none")
-    args = parser.parse_args(argv)
-    return exit_status(lambda: run(args))
+    return parser
 
 
 def run(args: argparse.Namespace) -> None:

@@ -29,24 +29,7 @@ _KNOWN = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Imports; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pclseg.cli.import_weights",
-        description="Writes a folder that a config starts from by"
-        " --config.finetune.init_from=FOLDER. Nothing in the file is executed.",
-    )
-    parser.add_argument("file", type=Path, metavar="FILE.pth")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder")
-    parser.add_argument(
-        "--seen",
-        required=True,
-        metavar="none|acdc|chd|NAMES.txt",
-        help="whom the weights were trained on, since a run refuses weights that saw"
-        " its validation or test patients: none of your patients; patient001 to"
-        " patient100; chd1001 to chd1128; or those of a text file, one a line."
-        " The official weights of ACDC and CHD saw all patients of their data set, so"
-        " that fine-tuning on it needs --config.data.transductive=True",
-    )
-    args = parser.parse_args(argv)
+    args = command_line().parse_args(argv)
 
     def run() -> None:
         check_free(args.out)
@@ -86,6 +69,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
 
     return exit_status(run)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pclseg.cli.import_weights",
+        description="Writes a folder that a config starts from by"
+        " --config.finetune.init_from=FOLDER. Nothing in the file is executed.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE.pth")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument(
+        "--seen",
+        required=True,
+        metavar="none|acdc|chd|NAMES.txt",
+        help="whom the weights were trained on, since a run refuses weights that saw"
+        " its validation or test patients: none of your patients; patient001 to"
+        " patient100; chd1001 to chd1128; or those of a text file, one a line."
+        " The official weights of ACDC and CHD saw all patients of their data set, so"
+        " that fine-tuning on it needs --config.data.transductive=True",
+    )
+    return parser
 
 
 def seen_patients(seen: str) -> tuple[str, ...]:

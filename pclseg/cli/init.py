@@ -35,24 +35,7 @@ _WIDTH = 88  # columns of the file
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks the data and writes the config; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pclseg.cli.init",
-        description="Looks at all volumes, as `pclseg check` does, and writes a config"
-        " for them in which every choice says why. It runs as it is, and is yours to"
-        " change.",
-        allow_abbrev=False,
-    )
-    checking.add_data(parser)
-    parser.add_argument(
-        "--out", type=Path, required=True, help="the config to write, such as mine.py"
-    )
-    parser.add_argument(
-        "--size",
-        choices=list(choices.SIZES),
-        help="for what to make it (what jax finds here)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file")
-    args = parser.parse_args(argv)
+    args = command_line().parse_args(argv)
 
     def run() -> None:
         check_local("--out", args.out)
@@ -97,6 +80,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info("  pclseg train --config=%s --workdir=%s", given, workdir)
 
     return exit_status(run)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pclseg.cli.init",
+        description="Looks at all volumes, as `pclseg check` does, and writes a config"
+        " for them in which every choice says why. It runs as it is, and is yours to"
+        " change.",
+        allow_abbrev=False,
+    )
+    checking.add_data(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the config to write, such as mine.py"
+    )
+    parser.add_argument(
+        "--size",
+        choices=list(choices.SIZES),
+        help="for what to make it (what jax finds here)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file")
+    return parser
 
 
 def config_text(

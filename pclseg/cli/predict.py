@@ -20,6 +20,38 @@ from pclseg.trained import load_segmenter
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Predicts; returns the exit status."""
+    args = command_line().parse_args(argv)
+
+    def predict() -> None:
+        check_local("--out", args.out)
+        if args.out.exists() and not args.out.is_dir():
+            raise UserError(f"--out {args.out} is a file; name a folder.")
+        paths = [path for name in args.images for path in _found(name, "--images")]
+        more_paths = [_found(name, "--more_images") for name in args.more_images]
+        segmenter = load_segmenter(
+            args.run,
+            batch_size=args.batch_size,
+            tile=args.tile,
+            flips=args.flips,
+            largest_part=args.largest_part,
+        )
+        keep_compiled()
+        predict_files(
+            segmenter,
+            paths,
+            args.out,
+            more_paths=more_paths,
+            match=args.match,
+            overwrite=args.overwrite,
+            skip=args.skip,
+            probabilities=args.probabilities,
+        )
+
+    return exit_status(predict)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(
         prog="python -m pclseg.cli.predict",
         description="Writes a label file for every image, on the image's own grid and"
@@ -81,34 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files that are in --out"
     )
-    args = parser.parse_args(argv)
-
-    def predict() -> None:
-        check_local("--out", args.out)
-        if args.out.exists() and not args.out.is_dir():
-            raise UserError(f"--out {args.out} is a file; name a folder.")
-        paths = [path for name in args.images for path in _found(name, "--images")]
-        more_paths = [_found(name, "--more_images") for name in args.more_images]
-        segmenter = load_segmenter(
-            args.run,
-            batch_size=args.batch_size,
-            tile=args.tile,
-            flips=args.flips,
-            largest_part=args.largest_part,
-        )
-        keep_compiled()
-        predict_files(
-            segmenter,
-            paths,
-            args.out,
-            more_paths=more_paths,
-            match=args.match,
-            overwrite=args.overwrite,
-            skip=args.skip,
-            probabilities=args.probabilities,
-        )
-
-    return exit_status(predict)
+    return parser
 
 
 def _found(pattern: str, option: str) -> list[Path]:

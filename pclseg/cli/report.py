@@ -17,6 +17,17 @@ log = logging.getLogger("pclseg.report")  # also when run as __main__
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the page of `pclseg.reports.page`; returns the exit status."""
+    args = command_line().parse_args(argv)
+
+    def write() -> None:
+        page.write_page(args.out, args.runs, baseline=args.baseline)
+        log.info("%s", args.out)
+
+    return exit_status(write)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(
         prog="python -m pclseg.cli.report",
         description="One page to read, print or send: tables, intervals and tests,"
@@ -32,13 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--baseline", help="arm to compare with (that of the first RUN)"
     )
-    args = parser.parse_args(argv)
-
-    def write() -> None:
-        page.write_page(args.out, args.runs, baseline=args.baseline)
-        log.info("%s", args.out)
-
-    return exit_status(write)
+    return parser
 
 
 if __name__ == "__main__":

@@ -20,20 +20,7 @@ log = logging.getLogger("pclseg.share")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes it; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pclseg.cli.share",
-        description="Writes a folder with the weights of finished runs (safetensors),"
-        " how they prepare images, the classes, and a model card. `pclseg predict"
-        " --model=FOLDER` needs nothing else. It names no patient and no path.",
-    )
-    parser.add_argument("run", type=Path, nargs="+", help="a run's --workdir")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder")
-    parser.add_argument(
-        "--licence",
-        default="",
-        help="of the weights, such as CC-BY-4.0; the card says so where none is given",
-    )
-    args = parser.parse_args(argv)
+    args = command_line().parse_args(argv)
 
     def share() -> None:
         check_local("--out", args.out)
@@ -47,6 +34,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info("wrote %s, %.1f MiB; look at its README.md", args.out, size)
 
     return exit_status(share)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pclseg.cli.share",
+        description="Writes a folder with the weights of finished runs (safetensors),"
+        " how they prepare images, the classes, and a model card. `pclseg predict"
+        " --model=FOLDER` needs nothing else. It names no patient and no path.",
+    )
+    parser.add_argument("run", type=Path, nargs="+", help="a run's --workdir")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument(
+        "--licence",
+        default="",
+        help="of the weights, such as CC-BY-4.0; the card says so where none is given",
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -15,6 +15,21 @@ from pclseg.reports import comparison, runs, tables
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the tables of `pclseg.reports.tables`; returns the exit status."""
+    args = command_line().parse_args(argv)
+
+    def show() -> None:
+        read = [runs.read_run(workdir) for workdir in args.runs]
+        numbers = comparison.numbers(read, baseline=args.baseline)
+        if args.json:
+            write_json(args.json, numbers)
+        as_shown = tables.as_markdown if args.markdown else tables.as_text
+        print(as_shown(tables.render(numbers)), end="")
+
+    return exit_status(show)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(
         prog="python -m pclseg.cli.table",
         description="Dice, HD95, ASD and NSD of finished runs: mean over folds per arm"
@@ -30,17 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help="file for all numbers, unrounded"
     )
-    args = parser.parse_args(argv)
-
-    def show() -> None:
-        read = [runs.read_run(workdir) for workdir in args.runs]
-        numbers = comparison.numbers(read, baseline=args.baseline)
-        if args.json:
-            write_json(args.json, numbers)
-        as_shown = tables.as_markdown if args.markdown else tables.as_text
-        print(as_shown(tables.render(numbers)), end="")
-
-    return exit_status(show)
+    return parser
 
 
 if __name__ == "__main__":

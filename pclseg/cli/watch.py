@@ -22,16 +22,7 @@ _STATE_SECONDS = 20.0  # between two questions whether the run goes on
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Shows the run until it ends; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pclseg.cli.watch",
-        description="Shows how far a run is: steps, ETA, slices a second, the loss as a"
-        " curve, the last validation, the last lines of its log. It reads files alone,"
-        " and ends with the run or with Ctrl-C. Not on a terminal, or with --once, it"
-        " shows that once.",
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's --workdir")
-    parser.add_argument("--once", action="store_true", help="look once")
-    args = parser.parse_args(argv)
+    args = command_line().parse_args(argv)
     console = Console()
 
     def watch() -> None:
@@ -53,6 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                 shown.update(live.view(args.run, how), refresh=True)
 
     return exit_status(watch)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pclseg.cli.watch",
+        description="Shows how far a run is: steps, ETA, slices a second, the loss as a"
+        " curve, the last validation, the last lines of its log. It reads files alone,"
+        " and ends with the run or with Ctrl-C. Not on a terminal, or with --once, it"
+        " shows that once.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's --workdir")
+    parser.add_argument("--once", action="store_true", help="look once")
+    return parser
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from pclseg.reports.stages import (
     stages_of,
 )
 
-# Settings that number the runs of a comparison, or say where files lie.
+# Settings that number the runs of a comparison, or say where files and copies lie.
 NO_METHOD = {
     *("arm", "seed", "data.split.fold", "data.split.labelled"),
-    *("data.raw_dir", "data.store_dir"),
+    *("data.raw_dir", "data.store_dir", "wandb"),
 }
 
 

@@ -1,4 +1,7 @@
-"""Where scalars go: a CSV file, which a resumed run cuts back, and TensorBoard."""
+"""Where scalars go: a CSV file, which a resumed run cuts back, and TensorBoard.
+
+And to a mirror of the run elsewhere, where there is one.
+"""
 
 import csv
 import io
@@ -13,6 +16,7 @@ from tensorboardX.summary import scalar
 
 from pclseg.errors import UserError
 from pclseg.files import append_text, cannot_write, write_text
+from pclseg.train.mirror import Mirror
 
 Rows = list[dict[str, str]]
 
@@ -24,13 +28,21 @@ class MetricWriter:
     its last checkpoint.
     """
 
-    def __init__(self, folder: Path, *, first_step: int) -> None:
+    def __init__(
+        self, folder: Path, *, first_step: int, mirror: Mirror | None = None
+    ) -> None:
         """Opens the files; drops rows beyond `first_step`, of steps to be repeated.
+
+        Args:
+            folder: of the stage, after which it is named.
+            first_step: where this start begins.
+            mirror: gets what TensorBoard gets.
 
         Raises:
             UserError: a file is damaged or cannot be written.
         """
         self._folder = folder
+        self._mirror = mirror
         self._columns: dict[str, list[str]] = {}
         for path in folder.glob("*.csv"):
             rows = [row for row in read_rows(path) if int(row["step"]) <= first_step]
@@ -58,7 +70,7 @@ class MetricWriter:
         write_text(path, _table(both))
 
     def scalars(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """Sends scalars to TensorBoard as `<name>/<key>`.
+        """Sends scalars to TensorBoard as `<name>/<key>`, and to the mirror.
 
         Raises:
             UserError: the disk is full or broken.
@@ -69,6 +81,8 @@ class MetricWriter:
                 for key, value in values.items()
             )
         )
+        if self._mirror is not None:
+            self._mirror.scalars(self._folder.name, name, step, values)
 
     def rows(self, name: str, *, after: int) -> list[dict[str, float]]:
         """The rows of `<name>.csv` of steps beyond `after`, without their step."""
