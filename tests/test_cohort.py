@@ -23,6 +23,7 @@ def info(name, patient, *, labelled, in_series=False, slices=4):
         patient=patient,
         frame="",
         shape=shape,
+        channels=1,
         spacing=spacing,
         labelled=labelled,
         spacing_known=True,

@@ -131,8 +131,8 @@ def blocks(image):
 def test_height_shows_in_the_content_of_unseen_patients(volumes):
     """Ridge regression from coarse pixels of 16 patients, tried on the others."""
     height = (np.arange(24) + 1) / 24
-    seen = np.concatenate([blocks(v.image) for v in volumes[:17]])
-    unseen = np.concatenate([blocks(v.image) for v in volumes[17:]])
+    seen = np.concatenate([blocks(v.image[..., 0]) for v in volumes[:17]])
+    unseen = np.concatenate([blocks(v.image[..., 0]) for v in volumes[17:]])
     center = seen.mean(axis=0)
     gram = (seen - center).T @ (seen - center) + 10 * np.eye(64)
     target = np.tile(height, 17) - height.mean()
@@ -158,7 +158,8 @@ def test_patients_differ_so_that_copying_a_label_is_no_solution(volumes):
 def test_intensity_alone_does_not_tell_the_core(volumes):
     """A vessel above and below the organ is as bright as the core."""
     volume = volumes[0]
-    core = volume.image[volume.label == 2]
-    bright = (volume.image > core.mean() - core.std()) & (volume.image < core.max())
+    image = volume.image[..., 0]
+    core = image[volume.label == 2]
+    bright = (image > core.mean() - core.std()) & (image < core.max())
     outside = bright & ~(volume.label > 0).any(axis=(1, 2))[:, None, None]
     assert outside.sum() > 0.2 * len(core)

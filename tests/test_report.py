@@ -481,7 +481,7 @@ def test_cases_are_shown_with_the_prediction_in_the_run(tmp_path):
     shown, class_names = artifacts.cases_to_show(workdir)
     assert [case.role for case in shown] == ["worst", "median", "best"]
     assert class_names == ("class 0", "class 2", "class 5")
-    np.testing.assert_array_equal(shown[0].image, volumes[1].image)
+    np.testing.assert_array_equal(shown[0].image, volumes[1].image[..., 0])
     np.testing.assert_array_equal(shown[0].label, volumes[1].label)
     np.testing.assert_array_equal(shown[0].prediction, volumes[1].label)
 

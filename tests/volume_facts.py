@@ -11,6 +11,7 @@ def facts(name="a", **changed):
         name=name,
         patient=name,
         image=f"{name}.nii.gz",
+        more_channels=(),
         label="",
         shape=(64, 64, 20),
         spacing=(1.0, 1.0, 3.0),
