@@ -376,5 +376,5 @@ def test_another_width_is_told(place, tmp_path, capsys):
     folder = tmp_path / "official"
     assert run_import(capsys, CONTRAST, f"--out={folder}", "--seen=none")[0] == 0
     config = config_from(place, folder, "--config.finetune.model.width=4")
-    with pytest.raises(UserError, match="init_from: .*model.width must be that"):
+    with pytest.raises(UserError, match="init_from: .*model.width and the channels"):
         building.outline(config)

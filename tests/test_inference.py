@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pclseg.evaluation import inference
-from pclseg.evaluation.inference import mean_of, predict_volume, with_flips
+from pclseg.evaluation.inference import mean_of, with_flips
 
 
 class _Recorder:
@@ -20,6 +20,11 @@ class _Recorder:
 
 def _image(depth, height, width):
     return np.random.default_rng(0).normal(size=(depth, height, width)).astype("f4")
+
+
+def predict_volume(predict, image, **given):
+    """Of an image [Z, H, W] of one channel."""
+    return inference.predict_volume(predict, image[..., None], **given)
 
 
 def _naive_softmax(image, scale=1.0):
@@ -80,6 +85,17 @@ def test_padded_size(size, least, multiple, expected):
     assert predict.batches[0].shape == (1, expected, expected, 1)
 
 
+def test_channels_keep_their_order_and_their_pixels():
+    image = np.stack([_image(5, 9, 17), _image(5, 9, 17) + 1], axis=-1)
+    given = dict(min_shape=(16, 16), batch_size=2)
+    difference = inference.predict_volume(
+        lambda batch: batch @ np.float32([[1, 0], [0, -1]]), image, **given
+    )
+    expected = np.exp(image * [1, -1])
+    expected /= expected.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(difference, expected, atol=1e-6)
+
+
 def test_huge_logits_give_finite_probs_that_sum_to_1():
     probs = predict_volume(
         _Recorder(scale=1e30), _image(2, 16, 16), min_shape=(16, 16), batch_size=2
@@ -89,7 +105,7 @@ def test_huge_logits_give_finite_probs_that_sum_to_1():
 
 
 def test_wrong_ranks_are_refused():
-    with pytest.raises(ValueError, match=r"expected \[Z, H, W\]"):
+    with pytest.raises(ValueError, match=r"expected \[Z, H, W, C\]"):
         predict_volume(_Recorder(), np.zeros((4, 4)), min_shape=(16, 16), batch_size=1)
     with pytest.raises(ValueError, match=r"expected \[2, 16, 16, K\]"):
         predict_volume(
