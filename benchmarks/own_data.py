@@ -116,7 +116,8 @@ def measure(folder: Path, kind: str, number: int) -> list[dict[str, Any]]:
         ],
         "prepare": [
             "train",
-            f"--config={CONFIG}:size=cpu,images=scans,labels=masks,classes={CLASSES}",
+            f"--config={CONFIG}:size=cpu,images=scans,labels=masks,classes={CLASSES}"
+            ",labelled=0",
             f"--config.data.raw_dir={data}",
             f"--config.data.store_dir={data / 'prepared'}",
             "--config.data.split.folds=2",
