@@ -7,14 +7,12 @@ import argparse
 import dataclasses
 import importlib
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 
-import jinja2
-
 from pclseg.__main__ import COMMANDS
 from pclseg.main import train_flags
+from pclseg.templating import render
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -58,17 +56,11 @@ def command_line() -> argparse.ArgumentParser:
 
 def script(shell: str) -> str:
     """The script for one of SHELLS."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pclseg"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"quoted": shlex.quote, "for_zsh": _for_zsh}
-    return environment.get_template(f"completion.{shell}.jinja").render(
+    return render(
+        f"completion.{shell}.jinja",
         about={name: what for name, (_, what) in COMMANDS.items()},
         options={name: list(options_of(name)) for name in COMMANDS},
+        for_zsh=_for_zsh,
     )
 
 

@@ -112,12 +112,15 @@ def names_of(
         patterns: that found the files of each channel.
         files: of each channel.
     """
-    numbers = [{number_of(path) for path in paths} for paths in files]
-    known = [number for (number, *others) in map(list, numbers) if not others]
-    if len(known) == len(files) == len(set(known)):
-        whole = [number for number in known if number is not None]
-        if len(whole) == len(files):
-            return tuple(whole)
+    firsts = [number_of(paths[0]) for paths in files]
+    numbers = [number for number in firsts if number is not None]
+    alike = all(
+        number_of(path) == first
+        for paths, first in zip(files, firsts, strict=True)
+        for path in paths
+    )
+    if alike and len(set(numbers)) == len(files):
+        return tuple(numbers)
     # Where the folders lie says nothing to others, and may say too much.
     return tuple("/".join(Path(pattern).parts[-2:]) for pattern in patterns)
 
