@@ -200,8 +200,18 @@ def test_a_batch_that_does_not_split_is_refused_by_both(place, one):
         assert "batch_size is 6; expected a multiple of the 4 devices" in text
 
 
-@pytest.mark.parametrize("where", ["pretrain: a new start", "pretrain step 8/"])
-def test_a_process_that_stands_still_ends_the_other_with_its_stacks(place, one, where):
+@pytest.mark.parametrize(
+    ("where", "codes"),
+    [
+        ("pretrain: a new start", (70,)),
+        # A step waits for the other in one of several collectives. Gloo itself gives
+        # up after 30 s in one of them, the reduce-scatter, and in no other.
+        ("pretrain step 8/", (69, 70)),
+    ],
+)
+def test_a_process_that_stands_still_ends_the_other_and_is_told(
+    place, one, where, codes
+):
     name = f"stuck_{len(where)}"
     # Long enough for the first step to compile on a busy machine.
     args = place.args(name, "--stall_seconds=60", pretrain__train__steps=4000)
@@ -214,9 +224,13 @@ def test_a_process_that_stands_still_ends_the_other_with_its_stacks(place, one, 
     finally:
         for process in running:
             process.kill()
-    assert running[0].returncode == 70, text
-    assert "process 0 of 2: nothing moved for" in text
-    assert "Current thread" in text or "most recent call first" in text
+    code = running[0].returncode
+    assert code in codes, text
+    if code == 70:
+        assert "process 0 of 2: nothing moved for" in text
+        assert "Current thread" in text or "most recent call first" in text
+    else:
+        assert "process 0 of 2: a collective failed" in text
 
 
 def test_an_unreachable_coordinator_is_named(place):
