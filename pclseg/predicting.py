@@ -13,13 +13,14 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from pclseg.data import scratch
 from pclseg.data.channels import Channel, by_number, case_of, number_of
 from pclseg.data.datasets.base import Case, num_frames, safe_name, stem
 from pclseg.data.datasets.nifti import check_apart, further_channel, place
 from pclseg.data.prepare import case_bytes, prepare_case
 from pclseg.data.tfds_store import Volume
 from pclseg.data.volume import restore_probabilities
-from pclseg.data.volume_file import naming, write_volume
+from pclseg.data.volume_file import write_volume
 from pclseg.data.workers import REPORT_SECONDS, memory_bytes, minutes
 from pclseg.errors import UserError
 from pclseg.trained import Segmenter
@@ -43,7 +44,7 @@ def predict_files(
     """Writes `<name>.nii.gz` for every volume, each whole or not at all.
 
     While a volume is predicted, the next is read and the one before written, where
-    memory allows.
+    memory allows. One that memory cannot hold is worked on in files of `out`.
 
     Args:
         segmenter: from `load_segmenter`.
@@ -73,14 +74,15 @@ def predict_files(
     ]
     if len(waiting) < len(cases):
         log.info("%d of %d are there", len(cases) - len(waiting), len(cases))
-    read = functools.partial(_read, segmenter)
+    read = functools.partial(_read, segmenter, out)
     fits = functools.partial(_fits_twice, segmenter)
     begun = time.monotonic()
     written: Future[None] | None = None
     try:
         ahead = _one_ahead(read, waiting, fits=fits)
         for number, (case, volume) in enumerate(ahead, start=1):
-            label, probs = _predict(segmenter, case, volume, probabilities)
+            on_disk = None if _fits(segmenter, case) else out
+            label, probs = _predict(segmenter, case, volume, probabilities, on_disk)
             del volume
             if written is not None:
                 written.result()
@@ -147,33 +149,46 @@ def _fits_twice(segmenter: Segmenter, case: Case) -> bool:
     return 4 * case_bytes(case, segmenter.options) < memory_bytes()
 
 
-def _read(segmenter: Segmenter, case: Case) -> Volume:
+def _fits(segmenter: Segmenter, case: Case) -> bool:
+    return case_bytes(case, segmenter.options) <= memory_bytes()
+
+
+def _read(segmenter: Segmenter, out: Path, case: Case) -> Volume:
     """The prepared volume.
 
     Raises:
-        UserError: the file cannot be used, or needs more memory than there is.
+        UserError: the file cannot be used, or memory and disk cannot hold it.
     """
-    needed, there = case_bytes(case, segmenter.options), memory_bytes()
-    if needed > there:
-        with naming(case, case.image_path):
-            raise UserError(
-                f"it takes about {needed / 2**30:.0f} GiB of memory, and there are"
-                f" {there / 2**30:.0f}; crop it, or use a machine with more."
-            )
-    return prepare_case(case, segmenter.options, segmenter.label_values)
+    on_disk = None if _fits(segmenter, case) else out
+    if on_disk:
+        log.info(
+            "%s takes about %.0f GiB of memory, and there are %.0f; it is worked on in"
+            " files of %s, which takes longer",
+            case.name,
+            case_bytes(case, segmenter.options) / 2**30,
+            memory_bytes() / 2**30,
+            out,
+        )
+    return prepare_case(
+        case, segmenter.options, segmenter.label_values, on_disk=on_disk
+    )
 
 
 def _predict(
-    segmenter: Segmenter, case: Case, volume: Volume, probabilities: bool
+    segmenter: Segmenter,
+    case: Case,
+    volume: Volume,
+    probabilities: bool,
+    on_disk: Path | None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The label and, where asked for, the probabilities, on the file's grid."""
     geometry = volume.info.geometry
     blocks = segmenter.blocks(volume.image)
     slices = _telling(blocks, case.name, len(volume.image))
     if not probabilities:
-        return segmenter.label(slices, geometry), None
-    probs = restore_probabilities(slices, geometry)
-    return segmenter.likeliest(probs), probs
+        return segmenter.label(slices, geometry, on_disk), None
+    probs = restore_probabilities(slices, geometry, on_disk=on_disk)
+    return segmenter.likeliest(probs, on_disk), probs
 
 
 def _telling(
@@ -235,7 +250,11 @@ def _check_spared(
 
 def _voxels(label: np.ndarray, segmenter: Segmenter) -> str:
     named = zip(segmenter.class_names, segmenter.label_values, strict=True)
-    counted = [f"{name} {int((label == value).sum())}" for name, value in named]
+    planes = np.moveaxis(label, scratch.slowest_axis(label), 0)
+    counted = [
+        f"{name} {sum(np.count_nonzero(plane == value) for plane in planes)}"
+        for name, value in named
+    ]
     return "voxels of " + ", ".join(counted[1:])
 
 

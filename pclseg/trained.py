@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pclseg import building, network, scoring
+from pclseg.data import scratch
 from pclseg.data.channels import Channel
 from pclseg.data.geometry import Geometry
 from pclseg.data.prepare import Options, prepare_array
@@ -98,20 +99,40 @@ class Segmenter:
         for first in range(0, len(image), self.block):
             yield self.predictor(image[first : first + self.block])
 
-    def label(self, slices: Iterable[np.ndarray], geometry: Geometry) -> np.ndarray:
-        """Label values [X, Y, Z] on the file's grid, of prepared slices [H, W, K]."""
-        return self._cleaned(
-            restore_label(slices, geometry, label_values=self.label_values)
-        )
+    def label(
+        self,
+        slices: Iterable[np.ndarray],
+        geometry: Geometry,
+        on_disk: Path | None = None,
+    ) -> np.ndarray:
+        """Label values [X, Y, Z] on the file's grid, of prepared slices [H, W, K].
 
-    def likeliest(self, probabilities: np.ndarray) -> np.ndarray:
+        They lie in files of the folder `on_disk`, if any, and not in memory.
+        """
+        label = restore_label(
+            slices, geometry, label_values=self.label_values, on_disk=on_disk
+        )
+        return self._cleaned(label, on_disk)
+
+    def likeliest(
+        self, probabilities: np.ndarray, on_disk: Path | None = None
+    ) -> np.ndarray:
         """Label values [X, Y, Z] of probabilities [X, Y, Z, K] on the file's grid."""
         values = np.asarray(self.label_values, label_dtype(self.label_values))
-        return self._cleaned(values[probabilities.argmax(axis=-1)])
+        axis = scratch.slowest_axis(probabilities[..., 0])
+        planes = np.moveaxis(probabilities, axis, 0)
+        label = scratch.empty(planes.shape[:3], values.dtype, on_disk)
+        for plane, of_plane in zip(label, planes, strict=True):
+            plane[...] = values[of_plane.argmax(axis=-1)]
+        return self._cleaned(np.moveaxis(label, 0, axis), on_disk)
 
-    def _cleaned(self, label: np.ndarray) -> np.ndarray:
-        values = [self.label_values[class_id] for class_id in self.alone]
-        return keep_largest(label, values, background=self.label_values[0])
+    def _cleaned(self, label: np.ndarray, on_disk: Path | None) -> np.ndarray:
+        return keep_largest(
+            label,
+            [self.label_values[class_id] for class_id in self.alone],
+            background=self.label_values[0],
+            on_disk=on_disk,
+        )
 
 
 def _checked_channels(volume: np.ndarray, number: int) -> list[np.ndarray]:

@@ -409,6 +409,61 @@ def test_every_fault_has_its_line(place, run, fault):
     messages_page.check_row(TABLE, fault, status, line, expected=texts, root=place)
 
 
+# Of a second channel, in a folder of its own: {what is wrong: (how it is done, texts)}
+CHANNEL_FAULTS = {
+    "a channel that is missing": (
+        lambda d: (d / "second" / A).unlink(),
+        ["images/case00.nii.gz lacks a channel"],
+    ),
+    "a channel without its image": (
+        lambda d: (d / "second" / A).rename(d / "second" / "extra.nii.gz"),
+        ["extra.nii.gz", "matches no image"],
+    ),
+    "a channel of another shape": (
+        lambda d: voxels(d / "second" / A, lambda a: a[:-1]),
+        ["second", "the channel's shape is (19, 18, 5)", "resample the channel"],
+    ),
+    "a channel on another grid": (
+        lambda d: spaced(1.5, 1.5, 9)(d / "second" / A),
+        ["second", "the channel lies up to", "resample the channel onto the image"],
+    ),
+    "a mirrored channel": (
+        lambda d: spaced(-1.5, 1.5, 8)(d / "second" / A),
+        ["second", "the channel lies up to", "resample the channel onto the image"],
+    ),
+    "a constant channel": (
+        lambda d: voxels(d / "second" / A, lambda a: a * 0 + 7),
+        ["second", "every voxel is 7"],
+    ),
+    "NaN in a channel": (
+        lambda d: voxels(d / "second" / A, with_value(np.nan)),
+        ["second", "NaN or infinite"],
+    ),
+    "a channel that was cut short": (
+        lambda d: cut_short(d / "second" / A),
+        ["second", "cannot be read", "copy or download it again"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", CHANNEL_FAULTS)
+def test_every_fault_of_a_channel_has_its_line(place, run, fault):
+    damage, texts = CHANNEL_FAULTS[fault]
+    for number, first in enumerate(sorted((place / "data" / "images").iterdir())):
+        second = place / "data" / "second" / first.name
+        write(second, image(SHAPE, seed=50 + number))
+        spaced(1.5, 1.5, 8)(second)
+    assert run("--more_images=second")[0] == 0
+    damage(place / "data")
+    status, lines = run("--more_images=second")
+    told = [line for line in findings(lines) if line.startswith("error: ")]
+    matching = [line for line in told if all(part in line for part in texts)]
+    assert status == 1 and matching, told
+    messages_page.check_row(
+        TABLE, fault, status, matching[0], expected=texts, root=place
+    )
+
+
 def test_all_faults_of_a_volume_are_told_at_once(place, run):
     data = place / "data"
     voxels(data / "images" / A, with_value(np.nan))

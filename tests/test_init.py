@@ -17,7 +17,7 @@ from tiny_nifti import (
 )
 from volume_facts import dataset, facts
 
-from pclseg import choices
+from pclseg import choices, templating
 from pclseg.cli import init
 from pclseg.config import load_config
 from pclseg.data import examine, workers
@@ -116,7 +116,7 @@ def test_a_config_ends_in_py(place, capsys, out):
     )
 )
 def test_values_are_written_as_python_that_gives_them_back(value):
-    assert ast.literal_eval(init._quoted(value)) == value
+    assert ast.literal_eval(templating.as_python(value)) == value
 
 
 def checked(volumes, values=(0, 1)):

@@ -1,9 +1,12 @@
 """Label files for images, from a network that is made up."""
 
 import dataclasses
+import errno
 import json
 import logging
+import os
 import threading
+import tracemalloc
 from types import SimpleNamespace
 
 import jax
@@ -15,8 +18,10 @@ from tiny_nifti import ROOT, clean_process, image, options_of, write
 from pclseg import network, predicting, scoring, trained
 from pclseg.cli import predict
 from pclseg.config import load_config
+from pclseg.data import volume
 from pclseg.data.prepare import Options
 from pclseg.errors import UserError
+from pclseg.evaluation import components
 from pclseg.predicting import predict_files
 from pclseg.trained import Segmenter
 
@@ -254,11 +259,11 @@ def test_the_next_volume_is_read_ahead_only_where_it_fits(
     events, second_is_read = [], threading.Event()
     prepare = predicting.prepare_case
 
-    def read(case, *args):
+    def read(case, *args, **options):
         events.append(f"read {case.name}")
         if case.name == "b":
             second_is_read.set()
-        return prepare(case, *args)
+        return prepare(case, *args, **options)
 
     def predict(prepared):
         if memory > 2**30 and "predict" not in events:
@@ -276,14 +281,92 @@ def test_the_next_volume_is_read_ahead_only_where_it_fits(
     assert events == (ahead if memory > 2**30 else one_by_one)
 
 
-def test_a_volume_that_memory_cannot_hold_is_refused_before_it_is_read(
-    tmp_path, monkeypatch
+def written_as(folder, voxels, suffix, slope=None):
+    """An oblique file of either kind, scaled where a slope is given."""
+    affine = np.diag([-1.0, 2.0, 4.0, 1.0])
+    affine[:3, 3], affine[0, 1] = (9, -3, 2), 0.3
+    made = nib.Nifti1Image(voxels, affine)
+    if slope is not None:
+        made.header.set_slope_inter(slope, -7.0)
+    folder.mkdir(exist_ok=True)
+    nib.save(made, folder / f"a{suffix}")
+    return folder / f"a{suffix}"
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "dtype", "slope", "options"),
+    [
+        (".nii.gz", np.int16, None, {}),
+        (".nii", np.int16, 0.25, {"slice_axis": 0, "clip_percentiles": (1.0, 98.0)}),
+        (".nii.gz", np.float64, None, {"spacing": (1.3, 0.7), "image_order": 3}),
+        (".nii", np.uint8, None, {"slice_axis": 1, "replace_below": (40.0, 3.0)}),
+        (".nii.gz", np.int16, 2.0, {"spacing": (3.0, 3.0), "image_order": 0}),
+    ],
+)
+def test_a_volume_that_memory_cannot_hold_gives_the_same_files(
+    tmp_path, monkeypatch, suffix, dtype, slope, options, probabilities
 ):
-    write(tmp_path / "a.nii.gz", image((7, 6, 5)))
-    monkeypatch.setattr(predicting, "memory_bytes", lambda: 16 * 210 - 1)
-    with pytest.raises(UserError, match=r"a\.nii\.gz: it takes about .* crop it"):
-        predict_files(SEGMENTER, [tmp_path / "a.nii.gz"], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    voxels = image((23, 18, 11, 2)).astype(dtype)
+    path = written_as(tmp_path / "images", voxels, suffix, slope)
+    segmenter = dataclasses.replace(
+        SEGMENTER,
+        options=dataclasses.replace(SEGMENTER.options, **options),
+        channels=(0, 1),
+        alone=(1,),
+        block=4,
+    )
+    folders = [tmp_path / "memory", tmp_path / "disk"]
+    for folder, memory in zip(folders, (2**40, 0), strict=True):
+        monkeypatch.setattr(predicting, "memory_bytes", lambda memory=memory: memory)
+        predict_files(segmenter, [path], folder, probabilities=probabilities)
+    held, streamed = (
+        {p.name: nib.load(p) for p in folder.iterdir()} for folder in folders
+    )
+    assert held.keys() == streamed.keys() and len(held) == 1 + probabilities
+    for name, expected in held.items():
+        array = np.asanyarray(streamed[name].dataobj)
+        np.testing.assert_array_equal(array, np.asanyarray(expected.dataobj))
+        assert streamed[name].header == expected.header
+    assert [p.name for p in (tmp_path / "images").iterdir()] == [f"a{suffix}"]
+
+
+@pytest.mark.parametrize("slice_axis", [0, 2])
+@pytest.mark.parametrize("alone", [(), (1,)])
+def test_a_longer_volume_on_disk_takes_no_more_memory(
+    tmp_path, monkeypatch, alone, slice_axis
+):
+    options = dataclasses.replace(
+        SEGMENTER.options, clip_percentiles=(1.0, 99.0), slice_axis=slice_axis
+    )
+    segmenter = dataclasses.replace(SEGMENTER, options=options, alone=alone, block=2)
+    monkeypatch.setattr(predicting, "memory_bytes", lambda: 0)
+    monkeypatch.setattr(volume, "_SLICES", 4)
+    monkeypatch.setattr(components, "_COUNTED", 2**14)
+    most = []
+    for times in (1, 4):
+        shape = [96, 96, 96]
+        shape[slice_axis] *= times
+        path = written_as(tmp_path / f"{times}", image(tuple(shape)), ".nii.gz")
+        tracemalloc.start()
+        try:
+            predict_files(segmenter, [path], tmp_path / f"out{times}")
+            most.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert most[1] < 1.1 * most[0]
+
+
+def test_a_disk_without_room_is_told_before_the_volume_is_read(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write(tmp_path / "a.nii", image((7, 6, 5)))
+    monkeypatch.setattr(predicting, "memory_bytes", lambda: 0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"out cannot be written: No space left"):
+        predict_files(SEGMENTER, [tmp_path / "a.nii"], tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_networks_predict_as_their_mean(monkeypatch):

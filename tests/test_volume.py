@@ -230,6 +230,21 @@ def test_clipping_follows_resampling_and_precedes_the_z_score():
     np.testing.assert_allclose(image, expected, atol=1e-5)
 
 
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.tuples(*[st.integers(1, 7)] * 3),
+    whole=st.booleans(),
+    scale=st.sampled_from([1e-3, 1.0, 3e4]),
+    percents=st.lists(st.floats(0, 100), min_size=1, max_size=3),
+)
+@settings(max_examples=100, deadline=None)
+def test_percentiles_are_those_of_numpy_to_the_bit(seed, shape, whole, scale, percents):
+    array = np.random.default_rng(seed).normal(0, scale, shape).astype(np.float32)
+    array = np.round(array) if whole else array  # ties, zeros of both signs
+    found = volume.percentiles(array, percents)
+    np.testing.assert_array_equal(found, np.percentile(array, percents))
+
+
 # The 10th and 90th percentile of 0, 1, 2, 4, 7, 9, 13, 20 lie at places 0.7 and 6.3:
 # 0.7 and 13 + 0.3 * 7 = 15.1.
 ROW = np.array([0, 1, 2, 4, 7, 9, 13, 20], np.int16).reshape(2, 2, 2)

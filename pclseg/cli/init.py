@@ -6,7 +6,6 @@ python -m pclseg.cli.init /data/mine --images=scans --labels=masks --out=mine.py
 import argparse
 import ast
 import importlib.util
-import json
 import logging
 import os
 import shlex
@@ -14,9 +13,6 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import jinja2
 
 from pclseg import choices
 from pclseg.cli import check as checking
@@ -28,6 +24,7 @@ from pclseg.data.fitness import Plans
 from pclseg.data.workers import memory_bytes
 from pclseg.errors import UserError
 from pclseg.files import check_local, write_text
+from pclseg.templating import render
 
 log = logging.getLogger("pclseg.init")  # also when run as __main__
 _WIDTH = 88  # columns of the file
@@ -110,19 +107,12 @@ def config_text(
     """The config as Python."""
     chosen = choices.choose(checked, size=size, memory=memory)
     dataset = checked.dataset
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pclseg"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["quoted"] = _quoted
-    environment.filters["capitalize"] = lambda text: text[:1].upper() + text[1:]
     labelled = choices.with_classes(checked)
     patients = len({volume.patient for volume in labelled})
     slices = sum(choices.count(v, chosen["slice_axis"].value) for v in labelled)
     folds = chosen["folds"].value
-    text = environment.get_template("config.py.jinja").render(
+    text = render(
+        "config.py.jinja",
         title=_plain(
             f"PCL for {len(dataset.cases)} volumes of"
             f" {Path(args.raw_dir).expanduser().absolute().name}, {len(labelled)} with"
@@ -155,16 +145,6 @@ def _plain(text: str) -> str:
     """The text as it may stand in a docstring."""
     shown = text.encode("utf-8", "replace").decode()
     return shown.replace("\\", "\\\\").replace('"', '\\"')
-
-
-def _quoted(value: Any) -> str:
-    """The value as Python, texts in double quotes."""
-    if isinstance(value, str):
-        plain = json.dumps(value, ensure_ascii=False)
-        return plain if value.isprintable() else repr(value)
-    if isinstance(value, list | tuple):
-        return f"({', '.join(map(_quoted, value))}{',' if len(value) == 1 else ''})"
-    return repr(value)
 
 
 def _one(patterns: Sequence[str]) -> str | tuple[str, ...]:

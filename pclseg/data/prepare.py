@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pclseg.data import tfds_store
+from pclseg.data import scratch, tfds_store
 from pclseg.data import workers as pool
 from pclseg.data.datasets.base import (
     READ_ERRORS,
@@ -299,6 +299,7 @@ def prepare_case(
     *,
     strays: Sequence[Stray] = (),
     note: Report = log.warning,
+    on_disk: Path | None = None,
 ) -> Volume:
     """One volume as it goes into the store.
 
@@ -308,13 +309,16 @@ def prepare_case(
         label_values: the file's value of class 0, 1, ...
         strays: what values that are no class's mean.
         note: takes a line where `strays` add voxels to a class.
+        on_disk: folder for the image where memory cannot hold it.
 
     Raises:
         UserError: naming the case, the file and what is wrong with it.
     """
-    loaded = load_case(case)
+    loaded = load_case(case, on_disk)
     with naming(case, case.image_path):
-        image, geometry, spacing = prepare_array(loaded.images, loaded.affine, options)
+        image, geometry, spacing = prepare_array(
+            loaded.images, loaded.affine, options, on_disk
+        )
     label = None
     if loaded.label is not None:
         with naming(case, case.label_path):
@@ -344,7 +348,10 @@ def prepare_case(
 
 
 def prepare_array(
-    channels: Sequence[np.ndarray], affine: np.ndarray, options: Options
+    channels: Sequence[np.ndarray],
+    affine: np.ndarray,
+    options: Options,
+    on_disk: Path | None = None,
 ) -> tuple[np.ndarray, Geometry, tuple[float, float, float]]:
     """An image as the network sees it, each channel normalised by itself.
 
@@ -352,6 +359,7 @@ def prepare_array(
         channels: [X, Y, Z] each, finite, not constant.
         affine: [4, 4] float64, voxel index to mm (RAS+).
         options: how it is prepared.
+        on_disk: folder for what memory cannot hold.
 
     Returns:
         float32 [Z, H, W, C]; where it lies; its spacing (z, y, x) in mm.
@@ -371,11 +379,15 @@ def prepare_array(
             integers=options.integers,
             replace_below=options.replace_below,
             image_order=options.image_order,
+            on_disk=on_disk,
         )
         for channel in channels
     ]
-    # Of one channel no copy is made.
-    image = images[0][..., None] if len(images) == 1 else np.stack(images, axis=-1)
+    if len(images) == 1:
+        return images[0][..., None], geometry, spacing
+    image = scratch.empty((*geometry.shape, len(images)), np.float32, on_disk)
+    for number, channel in enumerate(images):
+        image[..., number] = channel
     return image, geometry, spacing
 
 

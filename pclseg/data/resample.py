@@ -1,10 +1,19 @@
 """Slices on grids of another size over the same field of view."""
 
+from pathlib import Path
+
 import numpy as np
 from scipy import ndimage
 
+from pclseg.data import scratch
 
-def resize_volume(volume: np.ndarray, shape: tuple[int, int], order: int) -> np.ndarray:
+
+def resize_volume(
+    volume: np.ndarray,
+    shape: tuple[int, int],
+    order: int,
+    on_disk: Path | None = None,
+) -> np.ndarray:
     """Resamples every slice onto a grid of another size over the same field of view.
 
     Output pixel j lies at (j + 0.5) * old / new - 0.5, edges extended by the nearest
@@ -16,12 +25,14 @@ def resize_volume(volume: np.ndarray, shape: tuple[int, int], order: int) -> np.
         volume: [Z, H, W].
         shape: the new (H, W).
         order: of the spline: 0 nearest, 1 linear, 3 cubic.
+        on_disk: folder for a result that memory cannot hold.
 
     Returns:
         [Z, *shape] in the volume's dtype; float32 if that is an integer and order > 0.
     """
     floating = volume.dtype.kind == "f" or order == 0
-    out = np.empty((len(volume), *shape), volume.dtype if floating else np.float32)
+    dtype = volume.dtype if floating else np.float32
+    out = scratch.empty((len(volume), *shape), dtype, on_disk)
     lowest, highest = volume.min(), volume.max()
     for before, after in zip(volume, out, strict=True):
         after[...] = np.clip(resize_slice(before, shape, order), lowest, highest)

@@ -1,14 +1,19 @@
 """One volume: normalised image and class ids for the network, and the way back."""
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from pclseg.data import scratch
 from pclseg.data.datasets.base import Stray
 from pclseg.data.geometry import Geometry, orient, unorient
 from pclseg.data.resample import resize_label_slice, resize_slice, resize_volume
 from pclseg.data.volume_file import file_planes
 from pclseg.errors import UserError
+
+_SLICES = 32  # copied at a time
 
 
 def prepare_image(
@@ -19,6 +24,7 @@ def prepare_image(
     integers: bool,
     replace_below: Sequence[float],
     image_order: int,
+    on_disk: Path | None = None,
 ) -> np.ndarray:
     """The image as the network sees it: resampled, then clipped, then normalised.
 
@@ -31,6 +37,7 @@ def prepare_image(
         replace_below: (limit, value): what is below the limit after clipping, such as
             voxels outside of a scanner's field of view, becomes the value; or ().
         image_order: of the spline that resamples.
+        on_disk: folder for a result that memory cannot hold.
 
     Returns:
         float32 [Z, H, W] of mean 0 and population standard deviation 1.
@@ -40,21 +47,86 @@ def prepare_image(
     """
     _check_image_options(clip_percentiles, replace_below, image_order)
     volume = orient(array, geometry)
-    if geometry.shape == geometry.native_shape:
-        image = np.array(volume, np.float32, order="C")
+    if geometry.shape != geometry.native_shape:
+        volume = resize_volume(volume, geometry.shape[1:], image_order, on_disk)
+    if geometry.shape == geometry.native_shape or volume.dtype != np.float32:
+        image = _in_float32(volume, on_disk)
     else:
-        image = resize_volume(volume, geometry.shape[1:], image_order)
-        image = image.astype(np.float32, copy=False)
+        image = volume
     if integers:
         np.trunc(image, out=image)
     if tuple(clip_percentiles) != (0, 100):
-        limits = np.percentile(image, clip_percentiles)
+        limits = percentiles(image, clip_percentiles)
         limits = np.trunc(limits) if integers else limits
         np.clip(image, *limits.astype(np.float32), out=image)
     if replace_below:
         limit, value = replace_below
-        image[image < limit] = value
+        for plane in image:
+            plane[plane < limit] = value
     return _normalise(image)
+
+
+def _in_float32(volume: np.ndarray, on_disk: Path | None) -> np.ndarray:
+    """A copy in float32, slices contiguous."""
+    image = scratch.empty(volume.shape, np.float32, on_disk)
+    # Several at a time: where the file is cut along another axis, what is read from
+    # the disk at a time holds some of each.
+    for first in range(0, len(volume), _SLICES):
+        image[first : first + _SLICES] = volume[first : first + _SLICES]
+    return image
+
+
+def percentiles(volume: np.ndarray, percents: Sequence[float]) -> np.ndarray:
+    """`np.percentile` to the bit, without a second array of the volume's size.
+
+    Numbers are found by their rank in two counts: of the upper halves of their bits,
+    then of the lower halves among those that share the upper one.
+
+    Args:
+        volume: [Z, H, W] float32 without NaN.
+        percents: 0 to 100.
+
+    Returns:
+        [len(percents)] float64, linear between the two nearest ranks.
+    """
+    upper = sum(_count(keys >> 16) for keys in _ordered_bits(volume))
+    starts = np.cumsum(upper) - upper  # ranks
+
+    @functools.cache
+    def lower(half: int) -> np.ndarray:
+        """How many of those with an upper half are at or below each lower one."""
+        counts = sum(
+            _count(keys[keys >> 16 == half] & 0xFFFF) for keys in _ordered_bits(volume)
+        )
+        return np.cumsum(counts)
+
+    def ranked(rank: int) -> np.float32:
+        half = int(np.searchsorted(starts, rank, "right")) - 1
+        rest = int(np.searchsorted(lower(half), rank - starts[half], "right"))
+        bits = np.uint32((half << 16) + rest)
+        return (bits ^ _SIGN if bits & _SIGN else ~bits).view(np.float32)
+
+    found = []
+    for percent in percents:
+        place = np.float64(percent) / 100 * (volume.size - 1)
+        below = int(place)
+        pair = [ranked(below), ranked(min(below + 1, volume.size - 1))]
+        found.append(np.quantile(np.array(pair), place - below))
+    return np.array(found)
+
+
+_SIGN = np.uint32(1 << 31)
+
+
+def _ordered_bits(volume: np.ndarray) -> Iterator[np.ndarray]:
+    """For each slice uint32 numbers in the order of its float32 ones."""
+    for plane in volume:
+        bits = plane.ravel().view(np.uint32)
+        yield np.where(bits & _SIGN, ~bits, bits | _SIGN)
+
+
+def _count(halves: np.ndarray) -> np.ndarray:
+    return np.bincount(halves, minlength=1 << 16)
 
 
 def _check_image_options(
@@ -196,7 +268,11 @@ def stray_notes(
 
 
 def restore_label(
-    slices: Iterable[np.ndarray], geometry: Geometry, *, label_values: Sequence[int]
+    slices: Iterable[np.ndarray],
+    geometry: Geometry,
+    *,
+    label_values: Sequence[int],
+    on_disk: Path | None = None,
 ) -> np.ndarray:
     """A prediction on the prepared grid, brought back to the file's.
 
@@ -207,6 +283,7 @@ def restore_label(
         slices: Z of them, [H, W, K] float, or [H, W] class ids; an array has them.
         geometry: of the prepared volume.
         label_values: the file's value of class 0, 1, ...
+        on_disk: folder for a result that memory cannot hold.
 
     Returns:
         [X, Y, Z] label values, in the smallest of uint8, int16, int32 and int64 that
@@ -214,7 +291,7 @@ def restore_label(
     """
     plane_shape = geometry.native_shape[1:]
     values = np.asarray(label_values, label_dtype(label_values))
-    out = np.empty(geometry.native_shape, values.dtype)
+    out = scratch.empty(geometry.native_shape, values.dtype, on_disk)
     for before, after in zip(_checked(slices, geometry), out, strict=True):
         if before.ndim == 3:  # [H, W, K]
             classes = np.moveaxis(before, -1, 0)
@@ -222,17 +299,19 @@ def restore_label(
         else:
             ids = resize_label_slice(before, plane_shape, 1)
         after[...] = values[ids]
-    return np.ascontiguousarray(unorient(out, geometry))
+    label = unorient(out, geometry)
+    return label if on_disk else np.ascontiguousarray(label)
 
 
 def restore_probabilities(
-    slices: Iterable[np.ndarray], geometry: Geometry
+    slices: Iterable[np.ndarray], geometry: Geometry, *, on_disk: Path | None = None
 ) -> np.ndarray:
     """Probabilities of a prediction, brought back to the file's grid.
 
     Args:
         slices: Z of them, [H, W, K] float.
         geometry: of the prepared volume.
+        on_disk: folder for a result that memory cannot hold.
 
     Returns:
         float32 [X, Y, Z, K]; resampled linearly where preparation resampled.
@@ -242,7 +321,7 @@ def restore_probabilities(
     out: np.ndarray | None = None
     for z, before in zip(range(depth), _checked(slices, geometry), strict=True):
         if out is None:  # [K, Z, H, W], each class as a file stores it
-            out = np.empty((before.shape[-1], depth, *shape), np.float32)
+            out = scratch.empty((before.shape[-1], depth, *shape), np.float32, on_disk)
         for class_id, of_class in enumerate(np.moveaxis(before, -1, 0)):
             out[class_id, z] = resize_slice(of_class, shape, 1)
     if out is None:

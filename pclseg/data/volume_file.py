@@ -2,6 +2,9 @@
 
 import contextlib
 import dataclasses
+import gzip
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.openers import ImageOpener
 
+from pclseg.data import scratch
 from pclseg.data.datasets.base import (
     LARGEST,
     READ_ERRORS,
@@ -17,7 +21,7 @@ from pclseg.data.datasets.base import (
     open_nifti,
 )
 from pclseg.errors import UserError
-from pclseg.files import replacing
+from pclseg.files import cannot_write, replacing
 
 GRID_TOLERANCE = 0.25  # voxels by which the grids of image and label may differ
 
@@ -41,8 +45,13 @@ def naming(case: Case, path: Path | None) -> Iterator[None]:
         raise UserError(f"{case.name}: {path}: {error}") from error
 
 
-def load_case(case: Case) -> LoadedCase:
+def load_case(case: Case, on_disk: Path | None = None) -> LoadedCase:
     """Reads and checks the files of a case.
+
+    Args:
+        case: by its files.
+        on_disk: folder for what memory cannot hold, see `scratch.empty`; None to hold
+            it there.
 
     Raises:
         UserError: naming case and file: unreadable or cut short, not 3-D, NaN or
@@ -50,23 +59,27 @@ def load_case(case: Case) -> LoadedCase:
             first channel, label not of whole numbers.
     """
     with naming(case, case.image_path):
-        image, affine = read_volume(case.image_path, case.time_index)
+        image, affine = read_volume(case.image_path, case.time_index, on_disk)
         check_image(image)
     images = [image]
     for path, index in case.more_channels:
         with naming(case, path):
-            images.append(read_channel(path, index, image.shape, affine))
+            images.append(read_channel(path, index, image.shape, affine, on_disk))
     if case.label_path is None:
         return LoadedCase(tuple(images), affine, None)
     with naming(case, case.label_path):
-        label, label_affine = read_volume(case.label_path, case.time_index)
+        label, label_affine = read_volume(case.label_path, case.time_index, on_disk)
         check_grids(image.shape, affine, label.shape, label_affine)
         check_whole(label)
     return LoadedCase(tuple(images), affine, label)
 
 
 def read_channel(
-    path: Path, index: int | None, shape: Sequence[int], affine: np.ndarray
+    path: Path,
+    index: int | None,
+    shape: Sequence[int],
+    affine: np.ndarray,
+    on_disk: Path | None = None,
 ) -> np.ndarray:
     """A further channel of an image, [X, Y, Z].
 
@@ -75,11 +88,12 @@ def read_channel(
         index: on the fourth axis of it.
         shape: (X, Y, Z) of the first channel.
         affine: likewise.
+        on_disk: as in `load_case`.
 
     Raises:
         UserError: the file cannot be used, or lies on another grid.
     """
-    channel, own_affine = read_volume(path, index)
+    channel, own_affine = read_volume(path, index, on_disk)
     check_image(channel)
     check_grids(shape, affine, channel.shape, own_affine, what="channel")
     return channel
@@ -117,7 +131,9 @@ def _unreadable(error: Exception) -> UserError:
     )
 
 
-def read_volume(path: Path, time_index: int | None) -> tuple[np.ndarray, np.ndarray]:
+def read_volume(
+    path: Path, time_index: int | None, on_disk: Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """([X, Y, Z] array, [4, 4] float64 affine) of a NIfTI file.
 
     Integers stay as they are stored; scaled values and wide floats become float32.
@@ -125,13 +141,18 @@ def read_volume(path: Path, time_index: int | None) -> tuple[np.ndarray, np.ndar
     Args:
         path: the file.
         time_index: index on the fourth axis; a 3-D file ignores it.
+        on_disk: as in `load_case`.
 
     Raises:
         UserError: the file cannot be read, is not 3-D, or has no usable affine.
     """
     source = open_volume(path)
     try:
-        array = _read_array(source, time_index)
+        if on_disk is None:
+            array = _read_array(source, time_index)
+        else:
+            with _unpacked(path, on_disk) as source:
+                array = _read_by_planes(source, time_index, on_disk)
     except READ_ERRORS as error:
         raise _unreadable(error) from error
     return array, read_affine(source)
@@ -158,20 +179,63 @@ def check_affine(affine: np.ndarray) -> np.ndarray:
 def _read_array(
     source: nib.Nifti1Image | nib.Nifti2Image, index: int | None
 ) -> np.ndarray:
-    shape = source.shape
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) == 4 and index is not None and index < shape[3]:
-        rest = (0,) * (len(source.shape) - 4)  # axes of length 1
-        array = np.asanyarray(source.dataobj[(..., index, *rest)])
-    elif len(shape) == 3:
-        array = np.asanyarray(source.dataobj)
-    else:
+    shape, rest = _placed(source.shape, index)
+    array = np.asanyarray(source.dataobj[(..., *rest)] if rest else source.dataobj)
+    return _checked_dtype(array.reshape(shape))
+
+
+def _read_by_planes(
+    source: nib.Nifti1Image | nib.Nifti2Image, index: int | None, on_disk: Path
+) -> np.ndarray:
+    """As `_read_array`, with one plane in memory at a time."""
+    (*plane, depth), rest = _placed(source.shape, index)
+    out: np.ndarray | None = None
+    for z in range(depth):
+        read = np.asanyarray(source.dataobj[(slice(None), slice(None), z, *rest)])
+        read = _checked_dtype(read.reshape(plane))
+        if out is None:  # in the file's order, so that a plane is contiguous
+            out = scratch.empty((depth, *plane[::-1]), read.dtype, on_disk)
+        out[z] = read.T
+    if out is None:
+        raise ValueError("there is no plane.")
+    return out.T
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path, on_disk: Path) -> Iterator[nib.Nifti1Image | nib.Nifti2Image]:
+    """The file, unpacked where it is gzipped: planes are read in any order."""
+    if path.suffix != ".gz":
+        yield open_volume(path)
+        return
+    try:
+        on_disk.mkdir(parents=True, exist_ok=True)
+        unpacked = tempfile.NamedTemporaryFile(dir=on_disk, suffix=".nii")
+    except OSError as error:
+        raise cannot_write(on_disk, error) from error
+    with unpacked, gzip.open(path) as packed:
+        shutil.copyfileobj(packed, unpacked, 2**20)
+        unpacked.flush()
+        yield open_volume(Path(unpacked.name))
+
+
+def _placed(
+    shape: tuple[int, ...], index: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(X, Y, Z), and what is taken of the further axes of a file of `shape`."""
+    own = shape
+    while len(own) > 3 and own[-1] == 1:
+        own = own[:-1]
+    if len(own) == 4 and index is not None and index < own[3]:
+        return own[:3], (index, *(0,) * (len(shape) - 4))
+    if len(own) != 3:
         raise UserError(
-            f"the file's shape is {tuple(source.shape)}; expected a 3-D volume"
+            f"the file's shape is {tuple(shape)}; expected a 3-D volume"
             " (one slice a file, colours and vectors are not supported)."
         )
-    array = array.reshape(shape[:3])
+    return own, (0,) * (len(shape) - 3)
+
+
+def _checked_dtype(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "iuf":
         raise UserError(
             f"its voxels are {array.dtype}; expected whole or real numbers."

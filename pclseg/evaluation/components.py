@@ -1,19 +1,26 @@
 """The largest connected part of a class: kept alone where that was found to help."""
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
+from pclseg.data import scratch
 from pclseg.evaluation.overlap import case_dice_from_counts, counts
 
 FILE = "largest_part.json"  # of a run: `summarise_gains` of its held-out cases
+_COUNTED = 2**24  # voxels at a time
 _TOUCHING = np.ones((3, 3, 3), bool)  # also at edges and corners
 
 
 def keep_largest(
-    ids: np.ndarray, classes: Collection[int], *, background: int = 0
+    ids: np.ndarray,
+    classes: Collection[int],
+    *,
+    background: int = 0,
+    on_disk: Path | None = None,
 ) -> np.ndarray:
     """Turns all but the largest part of some classes into background.
 
@@ -22,18 +29,36 @@ def keep_largest(
         classes: those of the classes, each by itself; parts touch at faces, edges or
             corners. Of equally large parts the first one in memory stays.
         background: what the rest becomes.
+        on_disk: folder for what memory cannot hold.
 
     Returns:
-        An array like `ids`.
+        An array like `ids`; without `classes` the same one.
     """
-    kept = ids.copy()
+    if not classes:
+        return ids
+    as_in_memory = np.argsort([-stride for stride in ids.strides], kind="stable")
+    ids = ids.transpose(as_in_memory)
+    kept = scratch.empty(ids.shape, ids.dtype, on_disk)
+    kept[...] = ids
+    inside = scratch.empty(ids.shape, np.bool_, on_disk)
+    parts = scratch.empty(ids.shape, np.int32, on_disk)
     for class_id in classes:
-        parts, number = ndimage.label(ids == class_id, _TOUCHING)
+        np.equal(ids, class_id, out=inside)
+        number = ndimage.label(inside, _TOUCHING, output=parts)
         if number > 1:
-            sizes = np.bincount(parts.ravel())
-            sizes[0] = 0
-            kept[(parts > 0) & (parts != sizes.argmax())] = background
-    return kept
+            largest = 1 + _sizes(parts, number).argmax()
+            for plane, of_plane in zip(kept, parts, strict=True):
+                plane[(of_plane > 0) & (of_plane != largest)] = background
+    return kept.transpose(np.argsort(as_in_memory))
+
+
+def _sizes(parts: np.ndarray, number: int) -> np.ndarray:
+    """Voxels of part 1, 2, ... `number`."""
+    flat = parts.ravel()
+    counts = np.zeros(number + 1, np.int64)
+    for first in range(0, len(flat), _COUNTED):
+        counts += np.bincount(flat[first : first + _COUNTED], minlength=number + 1)
+    return counts[1:]
 
 
 def compare(
