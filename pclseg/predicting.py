@@ -74,14 +74,13 @@ def predict_files(
     ]
     if len(waiting) < len(cases):
         log.info("%d of %d are there", len(cases) - len(waiting), len(cases))
-    read = functools.partial(_read, segmenter, out)
+    read = functools.partial(_read, segmenter, _there(out))
     fits = functools.partial(_fits_twice, segmenter)
     begun = time.monotonic()
     written: Future[None] | None = None
     try:
         ahead = _one_ahead(read, waiting, fits=fits)
-        for number, (case, volume) in enumerate(ahead, start=1):
-            on_disk = None if _fits(segmenter, case) else out
+        for number, (case, (volume, on_disk)) in enumerate(ahead, start=1):
             label, probs = _predict(segmenter, case, volume, probabilities, on_disk)
             del volume
             if written is not None:
@@ -98,10 +97,11 @@ def predict_files(
             del label, probs
         if written is not None:
             written.result()
-    except BaseException:
+    except BaseException as raised:
         if written is not None and not written.done():
             log.info("ending after the file that is being written")
-        if written is not None and (error := written.exception()):
+        error = None if written is None else written.exception()
+        if error is not None and error is not raised:
             log.error("%s", error)  # else the other one alone would be told
         raise
     return [label for label, *_ in targets.values()]
@@ -149,29 +149,33 @@ def _fits_twice(segmenter: Segmenter, case: Case) -> bool:
     return 4 * case_bytes(case, segmenter.options) < memory_bytes()
 
 
-def _fits(segmenter: Segmenter, case: Case) -> bool:
-    return case_bytes(case, segmenter.options) <= memory_bytes()
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
-def _read(segmenter: Segmenter, out: Path, case: Case) -> Volume:
-    """The prepared volume.
+def _read(segmenter: Segmenter, folder: Path, case: Case) -> tuple[Volume, Path | None]:
+    """The prepared volume, and `folder` where it lies there and not in memory.
 
     Raises:
-        UserError: the file cannot be used, or memory and disk cannot hold it.
+        UserError: the file cannot be used, or neither memory nor disk can hold it.
     """
-    on_disk = None if _fits(segmenter, case) else out
+    needed, there = case_bytes(case, segmenter.options), memory_bytes()
+    on_disk = folder if needed > there else None
     if on_disk:
         log.info(
             "%s takes about %.0f GiB of memory, and there are %.0f; it is worked on in"
             " files of %s, which takes longer",
             case.name,
-            case_bytes(case, segmenter.options) / 2**30,
-            memory_bytes() / 2**30,
-            out,
+            needed / 2**30,
+            there / 2**30,
+            folder,
         )
-    return prepare_case(
+    volume = prepare_case(
         case, segmenter.options, segmenter.label_values, on_disk=on_disk
     )
+    return volume, on_disk
 
 
 def _predict(

@@ -44,6 +44,18 @@ def flooded(mask):
     return parts
 
 
+@pytest.mark.parametrize("flips", list(itertools.product([1, -1], repeat=3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_of_equally_large_parts_the_first_stays_however_the_array_lies(order, flips):
+    ids = np.zeros((8, 6, 5), np.uint8)
+    ids[1, 1, 4] = ids[6, 4, 0] = ids[3, 5, 2] = 1
+    turned = tuple(slice(None, None, flip) for flip in flips)
+    lying = np.ascontiguousarray(ids[turned].transpose(order))
+    same = lying.transpose(np.argsort(order))[turned]
+    np.testing.assert_array_equal(same, ids)
+    assert np.argwhere(keep_largest(same, (1,))).tolist() == [[1, 1, 4]]
+
+
 @given(st.integers(0, 10**6), st.tuples(*[st.integers(1, 6)] * 3))
 @settings(max_examples=60, deadline=None)
 def test_one_part_of_each_class_stays_and_it_is_the_largest(seed, shape):

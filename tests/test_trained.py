@@ -18,7 +18,7 @@ from tiny_nifti import ROOT, clean_process, image, options_of, write
 from pclseg import network, predicting, scoring, trained
 from pclseg.cli import predict
 from pclseg.config import load_config
-from pclseg.data import volume
+from pclseg.data import resample
 from pclseg.data.prepare import Options
 from pclseg.errors import UserError
 from pclseg.evaluation import components
@@ -332,41 +332,75 @@ def test_a_volume_that_memory_cannot_hold_gives_the_same_files(
 
 
 @pytest.mark.parametrize("slice_axis", [0, 2])
-@pytest.mark.parametrize("alone", [(), (1,)])
+@pytest.mark.parametrize(
+    ("alone", "probabilities", "spacing"),
+    [((), False, ()), ((1,), True, ()), ((), True, (1.2, 1.2))],
+)
 def test_a_longer_volume_on_disk_takes_no_more_memory(
-    tmp_path, monkeypatch, alone, slice_axis
+    tmp_path, monkeypatch, alone, probabilities, spacing, slice_axis
 ):
     options = dataclasses.replace(
-        SEGMENTER.options, clip_percentiles=(1.0, 99.0), slice_axis=slice_axis
+        SEGMENTER.options,
+        clip_percentiles=(1.0, 99.0),
+        slice_axis=slice_axis,
+        spacing=spacing,
     )
     segmenter = dataclasses.replace(SEGMENTER, options=options, alone=alone, block=2)
     monkeypatch.setattr(predicting, "memory_bytes", lambda: 0)
-    monkeypatch.setattr(volume, "_SLICES", 4)
+    monkeypatch.setattr(resample, "_SLICES", 4)
     monkeypatch.setattr(components, "_COUNTED", 2**14)
     most = []
     for times in (1, 4):
-        shape = [96, 96, 96]
+        shape = [64, 64, 64]
         shape[slice_axis] *= times
         path = written_as(tmp_path / f"{times}", image(tuple(shape)), ".nii.gz")
         tracemalloc.start()
         try:
-            predict_files(segmenter, [path], tmp_path / f"out{times}")
+            predict_files(
+                segmenter,
+                [path],
+                tmp_path / f"out{times}",
+                probabilities=probabilities,
+            )
             most.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
     assert most[1] < 1.1 * most[0]
 
 
-def test_a_disk_without_room_is_told_before_the_volume_is_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
+def test_a_disk_without_room_is_told_before_the_volume_is_read(
+    tmp_path, monkeypatch, suffix
+):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    write(tmp_path / "a.nii", image((7, 6, 5)))
+    write(tmp_path / f"a{suffix}", image((7, 6, 5)))
     monkeypatch.setattr(predicting, "memory_bytes", lambda: 0)
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(UserError, match=r"out cannot be written: No space left"):
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(UserError, match=r"cannot be written: No space left"):
+        predict_files(SEGMENTER, [tmp_path / f"a{suffix}"], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
+def test_a_volume_cut_short_is_told_from_the_disk_as_from_memory(
+    tmp_path, monkeypatch, suffix
+):
+    path = tmp_path / f"a{suffix}"
+    write(path, image((17, 16, 15)))
+    path.write_bytes(path.read_bytes()[:-300])
+    for memory in (2**40, 0):
+        monkeypatch.setattr(predicting, "memory_bytes", lambda memory=memory: memory)
+        with pytest.raises(UserError, match=r"a\.nii.*cannot be read .*copy or"):
+            predict_files(SEGMENTER, [path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_flat_is_no_volume(tmp_path):
+    write(tmp_path / "a.nii", image((9, 7)))
+    with pytest.raises(UserError, match=r"shape is \(9, 7\); expected a 3-D volume"):
         predict_files(SEGMENTER, [tmp_path / "a.nii"], tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
 
 
 def test_networks_predict_as_their_mean(monkeypatch):

@@ -1,5 +1,6 @@
 """Reading, orienting, resampling and normalising volumes, and the way back."""
 
+import gzip
 import json
 
 import nibabel as nib
@@ -467,6 +468,44 @@ def test_a_label_written_for_a_frame_is_3d(tmp_path):
 
 def ramp(shape=(4, 5, 3), dtype=np.int16):
     return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("endianness", ["<", ">"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(210, dtype=np.uint8).reshape(7, 6, 5),
+        np.arange(210, dtype=np.int16).reshape(5, 6, 7).transpose(2, 1, 0)[::-1],
+        np.arange(420, dtype=np.float32).reshape(2, 7, 6, 5).transpose(1, 2, 3, 0),
+    ],
+)
+def test_a_file_has_the_bytes_that_nibabel_writes(
+    tmp_path, array, endianness, kind, suffix
+):
+    affine = np.diag([-1.5, 2.0, 4.0, 1.0])
+    header = kind.header_class(endianness=endianness)
+    header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"of the scanner"))
+    like = kind(np.zeros((7, 6, 5), np.float32), affine, header)
+    like.header.set_slope_inter(0.5, -3.0)
+    like.header["descrip"], like.header["cal_max"] = b"a scan", 400
+    nib.save(like, tmp_path / "like.nii.gz")
+    volume_file.write_volume(
+        tmp_path / f"ours{suffix}", array, like=tmp_path / "like.nii.gz"
+    )
+    source = nib.load(tmp_path / "like.nii.gz")
+    source.header.set_data_dtype(array.dtype)
+    source.header["cal_max"] = 0
+    expected = kind(array, source.affine, source.header)
+    nib.save(expected, tmp_path / f"theirs{suffix}")
+    ours, theirs = (tmp_path / f"{who}{suffix}" for who in ("ours", "theirs"))
+    assert unpacked(ours) == unpacked(theirs)
+
+
+def unpacked(path):
+    data = path.read_bytes()
+    return gzip.decompress(data) if path.suffix == ".gz" else data
 
 
 def test_integers_stay_as_stored_and_wide_floats_become_float32(tmp_path):

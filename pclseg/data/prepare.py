@@ -249,6 +249,8 @@ def case_bytes(case: Case, options: Options) -> int:
     """An upper estimate of the memory that preparing a volume takes; 0 if unknown."""
     try:
         source = open_nifti(case.image_path)
+        if len(source.shape) < 3:
+            return 0
         geometry, new_shape, _ = prepared_geometry(
             source.shape[:3],
             np.asarray(source.affine),

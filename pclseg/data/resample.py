@@ -1,11 +1,14 @@
 """Slices on grids of another size over the same field of view."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
 from pclseg.data import scratch
+
+_SLICES = 32  # of a block
 
 
 def resize_volume(
@@ -34,9 +37,21 @@ def resize_volume(
     dtype = volume.dtype if floating else np.float32
     out = scratch.empty((len(volume), *shape), dtype, on_disk)
     lowest, highest = volume.min(), volume.max()
-    for before, after in zip(volume, out, strict=True):
-        after[...] = np.clip(resize_slice(before, shape, order), lowest, highest)
+    for before, after in zip(blocks(volume), blocks(out), strict=True):
+        for number, plane in enumerate(np.ascontiguousarray(before)):
+            resized = resize_slice(plane, shape, order)
+            after[number] = np.clip(resized, lowest, highest)
     return out
+
+
+def blocks(volume: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of some slices each.
+
+    Where a file is cut along another axis, what is read of it at a time holds some of
+    each.
+    """
+    for first in range(0, len(volume), _SLICES):
+        yield volume[first : first + _SLICES]
 
 
 def resize_slice(plane: np.ndarray, shape: tuple[int, int], order: int) -> np.ndarray:

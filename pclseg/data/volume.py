@@ -9,11 +9,11 @@ import numpy as np
 from pclseg.data import scratch
 from pclseg.data.datasets.base import Stray
 from pclseg.data.geometry import Geometry, orient, unorient
-from pclseg.data.resample import resize_label_slice, resize_slice, resize_volume
+from pclseg.data.resample import blocks, resize_label_slice, resize_slice, resize_volume
 from pclseg.data.volume_file import file_planes
 from pclseg.errors import UserError
 
-_SLICES = 32  # copied at a time
+_SIGN = np.uint32(1 << 31)
 
 
 def prepare_image(
@@ -56,7 +56,9 @@ def prepare_image(
     if integers:
         np.trunc(image, out=image)
     if tuple(clip_percentiles) != (0, 100):
-        limits = percentiles(image, clip_percentiles)
+        # In memory the one with a copy is faster.
+        ranked = np.percentile if on_disk is None else percentiles
+        limits = ranked(image, clip_percentiles)
         limits = np.trunc(limits) if integers else limits
         np.clip(image, *limits.astype(np.float32), out=image)
     if replace_below:
@@ -69,15 +71,13 @@ def prepare_image(
 def _in_float32(volume: np.ndarray, on_disk: Path | None) -> np.ndarray:
     """A copy in float32, slices contiguous."""
     image = scratch.empty(volume.shape, np.float32, on_disk)
-    # Several at a time: where the file is cut along another axis, what is read from
-    # the disk at a time holds some of each.
-    for first in range(0, len(volume), _SLICES):
-        image[first : first + _SLICES] = volume[first : first + _SLICES]
+    for before, after in zip(blocks(volume), blocks(image), strict=True):
+        after[...] = before
     return image
 
 
 def percentiles(volume: np.ndarray, percents: Sequence[float]) -> np.ndarray:
-    """`np.percentile` to the bit, without a second array of the volume's size.
+    """Equal to `np.percentile`, without a second array of the volume's size.
 
     Numbers are found by their rank in two counts: of the upper halves of their bits,
     then of the lower halves among those that share the upper one.
@@ -113,9 +113,6 @@ def percentiles(volume: np.ndarray, percents: Sequence[float]) -> np.ndarray:
         pair = [ranked(below), ranked(min(below + 1, volume.size - 1))]
         found.append(np.quantile(np.array(pair), place - below))
     return np.array(found)
-
-
-_SIGN = np.uint32(1 << 31)
 
 
 def _ordered_bits(volume: np.ndarray) -> Iterator[np.ndarray]:

@@ -2,14 +2,14 @@
 
 import contextlib
 import dataclasses
-import gzip
-import shutil
-import tempfile
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.openers import ImageOpener
 
 from pclseg.data import scratch
@@ -20,8 +20,9 @@ from pclseg.data.datasets.base import (
     Case,
     open_nifti,
 )
+from pclseg.data.resample import blocks
 from pclseg.errors import UserError
-from pclseg.files import cannot_write, replacing
+from pclseg.files import replacing
 
 GRID_TOLERANCE = 0.25  # voxels by which the grids of image and label may differ
 
@@ -151,8 +152,7 @@ def read_volume(
         if on_disk is None:
             array = _read_array(source, time_index)
         else:
-            with _unpacked(path, on_disk) as source:
-                array = _read_by_planes(source, time_index, on_disk)
+            array = _read_to_disk(source, path, time_index, on_disk)
     except READ_ERRORS as error:
         raise _unreadable(error) from error
     return array, read_affine(source)
@@ -184,38 +184,44 @@ def _read_array(
     return _checked_dtype(array.reshape(shape))
 
 
-def _read_by_planes(
-    source: nib.Nifti1Image | nib.Nifti2Image, index: int | None, on_disk: Path
+def _read_to_disk(
+    source: nib.Nifti1Image | nib.Nifti2Image,
+    path: Path,
+    index: int | None,
+    on_disk: Path,
 ) -> np.ndarray:
-    """As `_read_array`, with one plane in memory at a time."""
-    (*plane, depth), rest = _placed(source.shape, index)
-    out: np.ndarray | None = None
-    for z in range(depth):
-        read = np.asanyarray(source.dataobj[(slice(None), slice(None), z, *rest)])
-        read = _checked_dtype(read.reshape(plane))
-        if out is None:  # in the file's order, so that a plane is contiguous
-            out = scratch.empty((depth, *plane[::-1]), read.dtype, on_disk)
-        out[z] = read.T
-    if out is None:
-        raise ValueError("there is no plane.")
+    """As `_read_array`, with some of the voxels in memory at a time."""
+    shape, rest = _placed(source.shape, index)
+    stored: Any = source.dataobj
+    size = math.prod(shape) * stored.dtype.itemsize
+    start = stored.offset + (rest[0] * size if rest else 0)
+    with scratch.new_file(on_disk, size) as file:
+        _unpack(path, start, size, file)
+        spec = (shape, stored.dtype, 0, stored.slope, stored.inter)
+        voxels = ArrayProxy(file, spec)
+        first = _checked_dtype(np.asanyarray(voxels[..., 0]))
+        if first.dtype == stored.dtype:
+            return np.asanyarray(voxels)  # maps the file
+        *plane, depth = shape
+        # In the file's order, so that a plane is contiguous.
+        out = scratch.empty((depth, *plane[::-1]), first.dtype, on_disk)
+        for z in range(depth):
+            out[z] = _checked_dtype(np.asanyarray(voxels[..., z])).T
     return out.T
 
 
-@contextlib.contextmanager
-def _unpacked(path: Path, on_disk: Path) -> Iterator[nib.Nifti1Image | nib.Nifti2Image]:
-    """The file, unpacked where it is gzipped: planes are read in any order."""
-    if path.suffix != ".gz":
-        yield open_volume(path)
-        return
-    try:
-        on_disk.mkdir(parents=True, exist_ok=True)
-        unpacked = tempfile.NamedTemporaryFile(dir=on_disk, suffix=".nii")
-    except OSError as error:
-        raise cannot_write(on_disk, error) from error
-    with unpacked, gzip.open(path) as packed:
-        shutil.copyfileobj(packed, unpacked, 2**20)
-        unpacked.flush()
-        yield open_volume(Path(unpacked.name))
+def _unpack(path: Path, start: int, size: int, file: IO[bytes]) -> None:
+    """Copies bytes of a file, gzipped or not, to the start of another."""
+    with ImageOpener(str(path)) as packed:
+        packed.seek(start)
+        left = size
+        while left:
+            read = packed.read(min(left, 2**20))
+            if not read:
+                raise EOFError(f"Expected {size} bytes, got {size - left} bytes")
+            file.write(read)
+            left -= len(read)
+    file.flush()
 
 
 def _placed(
@@ -240,7 +246,10 @@ def _checked_dtype(array: np.ndarray) -> np.ndarray:
         raise UserError(
             f"its voxels are {array.dtype}; expected whole or real numbers."
         )
-    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+    if array.dtype.kind != "f":
+        return array
+    with np.errstate(over="ignore"):  # what becomes infinite is told later
+        return array.astype(np.float32, copy=False)
 
 
 def check_image(image: np.ndarray) -> None:
@@ -349,4 +358,22 @@ def write_volume(path: Path, array: np.ndarray, *, like: Path) -> None:
     header["cal_min"] = header["cal_max"] = 0  # a display range of the image
     image = type(source)(array, source.affine, header)
     with replacing(path) as temporary:
-        nib.save(image, temporary)
+        _save(image, array, temporary)
+
+
+def _save(
+    image: nib.Nifti1Image | nib.Nifti2Image, array: np.ndarray, path: Path
+) -> None:
+    """As `nibabel.save`, which would hold a channel of the array in memory."""
+    image.update_header()
+    header = image.header
+    header.set_slope_inter(1.0, 0.0)
+    dtype = header.get_data_dtype()
+    volumes = array[..., None] if array.ndim == 3 else array
+    with ImageOpener(str(path), "wb") as file:
+        header.write_to(file)
+        file.write(bytes(header.get_data_offset() - file.tell()))
+        for volume in np.moveaxis(volumes, -1, 0):
+            for planes in blocks(file_planes(volume)):
+                for plane in np.ascontiguousarray(planes, dtype):
+                    file.write(plane.tobytes(order="F"))

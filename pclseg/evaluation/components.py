@@ -27,7 +27,7 @@ def keep_largest(
     Args:
         ids: 3-D, class ids or label values.
         classes: those of the classes, each by itself; parts touch at faces, edges or
-            corners. Of equally large parts the first one in memory stays.
+            corners. Of equally large parts the one with the first voxel stays.
         background: what the rest becomes.
         on_disk: folder for what memory cannot hold.
 
@@ -36,8 +36,10 @@ def keep_largest(
     """
     if not classes:
         return ids
-    as_in_memory = np.argsort([-stride for stride in ids.strides], kind="stable")
-    ids = ids.transpose(as_in_memory)
+    # As it lies in memory or file, so that what is read at a time lies together.
+    order = np.argsort([-abs(stride) for stride in ids.strides], kind="stable")
+    back = np.argsort(order)
+    ids = ids.transpose(order)
     kept = scratch.empty(ids.shape, ids.dtype, on_disk)
     kept[...] = ids
     inside = scratch.empty(ids.shape, np.bool_, on_disk)
@@ -46,10 +48,12 @@ def keep_largest(
         np.equal(ids, class_id, out=inside)
         number = ndimage.label(inside, _TOUCHING, output=parts)
         if number > 1:
-            largest = 1 + _sizes(parts, number).argmax()
+            sizes = _sizes(parts, number)
+            largest = 1 + np.flatnonzero(sizes == sizes.max())
+            stays = _first_of(largest, parts.transpose(back))
             for plane, of_plane in zip(kept, parts, strict=True):
-                plane[(of_plane > 0) & (of_plane != largest)] = background
-    return kept.transpose(np.argsort(as_in_memory))
+                plane[(of_plane > 0) & (of_plane != stays)] = background
+    return kept.transpose(back)
 
 
 def _sizes(parts: np.ndarray, number: int) -> np.ndarray:
@@ -59,6 +63,16 @@ def _sizes(parts: np.ndarray, number: int) -> np.ndarray:
     for first in range(0, len(flat), _COUNTED):
         counts += np.bincount(flat[first : first + _COUNTED], minlength=number + 1)
     return counts[1:]
+
+
+def _first_of(some: np.ndarray, parts: np.ndarray) -> int:
+    """That of `some` parts whose first voxel comes first."""
+    if len(some) > 1:
+        for plane in parts:
+            found = plane[np.isin(plane, some)]
+            if len(found):
+                return int(found[0])
+    return int(some[0])
 
 
 def compare(
