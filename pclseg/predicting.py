@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from pclseg.data import scratch
-from pclseg.data.channels import Channel, by_number, case_of, number_of
+from pclseg.data.channels import Channel, by_number, case_of, number_of, unnumbered
 from pclseg.data.datasets.base import Case, num_frames, safe_name, stem
 from pclseg.data.datasets.nifti import check_apart, further_channel, place
 from pclseg.data.prepare import case_bytes, prepare_case
@@ -293,7 +293,9 @@ def cases_of(
     elif channels:
         volumes = _of_channels(paths, channels)
     else:
-        volumes = [volume for path in paths for volume in _frames(path)]
+        # Named as nnU-Net does, whose labels lack the number.
+        name = unnumbered if {number_of(path) for path in paths} == {0} else stem
+        volumes = [volume for path in paths for volume in _frames(path, name(path))]
     if len(channels) > 1 and volumes:
         read = [
             f"{channel}: {path}" + ("" if index is None else f" at {index}")
@@ -324,9 +326,9 @@ def _names(places: Sequence[Path]) -> list[str]:
     return [safe_name(each.name) for each in places]
 
 
-def _frames(path: Path) -> list[_Volume]:
+def _frames(path: Path, name: str) -> list[_Volume]:
     """The volumes, of one channel, of a file."""
-    frames, where = num_frames(path), path.with_name(stem(path))
+    frames, where = num_frames(path), path.with_name(name)
     if frames == 1:
         return [_Volume(where, [(path, None)])]
     return [

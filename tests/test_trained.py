@@ -80,6 +80,22 @@ def test_frames_get_a_file_each(tmp_path):
     assert [target.name for target in targets] == names
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a_0000", "b_0000"], ["a", "b"]),
+        (["a_0000", "a_0001"], ["a_0000", "a_0001"]),
+        (["a_0000", "b"], ["a_0000", "b"]),
+    ],
+)
+def test_images_named_as_by_nnunet_give_labels_named_so(tmp_path, names, expected):
+    paths = [tmp_path / f"{name}.nii.gz" for name in names]
+    for path in paths:
+        write(path, image((7, 6, 5)))
+    targets = predict_files(SEGMENTER, paths, tmp_path / "out")
+    assert [target.name for target in targets] == [f"{n}.nii.gz" for n in expected]
+
+
 def test_of_channels_only_that_of_the_training_is_read(tmp_path):
     voxels = image((7, 6, 5, 2))
     path = tmp_path / "mri.nii.gz"
