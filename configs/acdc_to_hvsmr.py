@@ -79,6 +79,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             dtype="float32",
             bn_groups=1,
             remat=False,
+            backbone="pcl",
         ),
         augment=dict(
             name="spatial",

@@ -119,6 +119,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             dtype="float32",
             bn_groups=1,
             remat=False,
+            backbone="pcl",
         ),
         augment=dict(spatial),
         optimizer=dict(
@@ -154,6 +155,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             dtype="float32",
             bn_groups=1,
             remat=False,
+            backbone="pcl",
         ),
         augment=dict(spatial),
         optimizer=dict(

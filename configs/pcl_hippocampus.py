@@ -86,6 +86,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             dtype="float32",
             bn_groups=1,
             remat=False,
+            backbone="pcl",
         ),
         augment=dict(spatial),
         optimizer=dict(
@@ -121,6 +122,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             dtype="float32",
             bn_groups=1,
             remat=False,
+            backbone="pcl",
         ),
         augment=dict(spatial),
         optimizer=dict(

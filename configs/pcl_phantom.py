@@ -81,6 +81,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             dtype="float32",
             bn_groups=1,
             remat=False,
+            backbone="pcl",
         ),
         augment=dict(spatial),
         optimizer=dict(
@@ -116,6 +117,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             dtype="float32",
             bn_groups=1,
             remat=False,
+            backbone="pcl",
         ),
         augment=dict(spatial),
         optimizer=dict(

@@ -24,7 +24,7 @@ from pclseg.errors import UserError
 from pclseg.importing import stage
 from pclseg.importing.authors_unet import convert
 from pclseg.importing.torch_file import TorchFile, read_torch_file
-from pclseg.models.unet2d import Encoder
+from pclseg.models.backbone_pcl import Encoder
 from pclseg.train.checkpoint import load_weights
 from pclseg.train.stop import StopFlag
 

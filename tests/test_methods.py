@@ -21,7 +21,7 @@ from pclseg.state import TrainState
 from pclseg.train.step import init_state, make_train_step
 
 ROWS, SIZE, SLICES = 16, 16, 40
-SIZES = {"pirl": 48}  # nine patches of 16 pixels
+SIZES = dict.fromkeys(("pirl", "pirl_drops"), 48)  # nine patches of 16 pixels
 CONTRAST = dict(
     temperature=0.1,
     base_temperature=0.07,
@@ -70,7 +70,10 @@ SETTINGS = {
 }
 # One moves images, the other labels too; for all it would double the compilation.
 AUGMENTED = ("pcl", "supervised")
-FILES = {"pcl_exact": "pcl", "pcl_concat": "pcl"}
+# The same methods on the U-Net that drops out features, row by row.
+DROPPING = {f"{name}_drops": name for name in ("pcl", "pirl", "rotation", "tcsm")}
+SETTINGS |= {name: SETTINGS[plain] for name, plain in DROPPING.items()}
+FILES = {"pcl_exact": "pcl", "pcl_concat": "pcl", **DROPPING}
 SEGMENTS = ("supervised", "mixup", "tcsm")
 MODELS = {
     **dict.fromkeys(SEGMENTS, ("unet2d", {"num_classes": 3})),
@@ -101,7 +104,10 @@ def make(name: str, axis_name: str | None, dtype: str = "float32") -> Method:
     common = dict(dtype=dtype, width=2, bn_groups=1, axis_name=axis_name)
     if name == "toy":
         return toy(axis_name)
-    model, fields = MODELS.get(name, ("unet2d_contrast", {"out_dim": 8}))
+    plain = DROPPING.get(name, name)
+    model, fields = MODELS.get(plain, ("unet2d_contrast", {"out_dim": 8}))
+    if name in DROPPING:
+        common["backbone"] = "ssl4mis"
     return methods.make(
         FILES.get(name, name),
         model=models.make(model, **fields, **common),
@@ -306,6 +312,43 @@ def test_state_is_a_pytree_of_arrays():
     state = init_state(make("toy", None), optax.adam(1.0), jax.random.key(0), batch())
     assert isinstance(state, TrainState)
     assert all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"views": "concat"}, r"views is 'concat', .* needs views='separate'"),
+        ({"groups_in_turn": True}, "groups_in_turn is True, .* drops out features"),
+    ],
+)
+def test_dropout_is_refused_where_rows_are_no_slices_in_turn(change, said):
+    model = models.make(
+        "unet2d_contrast",
+        dtype="float32",
+        width=2,
+        bn_groups=1,
+        out_dim=8,
+        axis_name=None,
+        backbone="ssl4mis",
+    )
+    with pytest.raises(UserError, match=said):
+        methods.make(
+            "simclr",
+            model=model,
+            augment=augment.make(**SPATIAL),
+            axis_name=None,
+            **SETTINGS["simclr"] | change,
+        )
+
+
+def test_what_is_dropped_depends_on_the_key_of_the_step():
+    method = make("tcsm_drops", None)
+    state = init_state(method, optax.sgd(0.1), jax.random.key(0), batch())
+    values = [
+        float(method.loss(state.params, state, batch(), jax.random.key(number))[0])
+        for number in (1, 1, 2)
+    ]
+    assert values[0] == values[1] != values[2]
 
 
 def test_groups_of_the_batch_are_refused_where_views_share_a_pass():

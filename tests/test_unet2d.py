@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from pclseg import models, parallel
 from pclseg.errors import UserError
-from pclseg.models import unet2d
+from pclseg.models import backbone_pcl, heads
 
 REFERENCE = Path(__file__).parent / "reference" / "unet2d_torch.npz"
 FIELDS = {
@@ -89,7 +89,7 @@ def test_every_block_has_the_number_of_parameters_of_the_specification(width):
 
 def test_encoder_and_decoder_have_the_shapes_of_the_specification():
     images = jnp.zeros((2, 64, 96, 1))
-    encoder = unet2d.Encoder(32, "bfloat16", 1, None)
+    encoder = backbone_pcl.Encoder(32, "bfloat16", 1, None)
     (centre, skips), _ = jax.eval_shape(
         lambda: encoder.init_with_output(jax.random.key(0), images, train=False)
     )
@@ -104,7 +104,7 @@ def test_encoder_and_decoder_have_the_shapes_of_the_specification():
 
 
 def test_skip_follows_the_upsampled_features():
-    decoder = unet2d.Decoder(2, 3, "float32", 1, None)
+    decoder = backbone_pcl.Decoder(2, 3, "float32", 1, None)
     skips = tuple(jnp.ones((1, 16 // 2**i, 16 // 2**i, 2 * 2**i)) for i in range(4))
     centre = jnp.ones((1, 1, 1, 32))
     shapes = jax.eval_shape(
@@ -125,7 +125,7 @@ def test_sizes_that_are_no_multiple_of_16_are_refused(size):
 
 
 def test_logits_kernel_has_standard_deviation_one_quarter_for_width_32():
-    model = unet2d.Logits(2000, "float32")
+    model = heads.Logits(2000, "float32")
     params = model.init(jax.random.key(0), jnp.zeros((1, 1, 1, 32)))["params"]
     assert np.std(params["kernel"]) == pytest.approx(0.25, rel=0.02)
 

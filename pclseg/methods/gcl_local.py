@@ -74,7 +74,7 @@ def make(
             for version_key in jax.random.split(key)
         ]
         z, model_state = embed_views(
-            model, params, state.model_state, versions, views=views
+            model, params, state.model_state, versions, views=views, key=key
         )
         z = jnp.concatenate(jnp.split(z, 2), axis=1)  # [B, 2 R, D]
         value = jax.vmap(slice_loss)(z).mean()

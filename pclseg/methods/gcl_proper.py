@@ -114,7 +114,7 @@ def make(
             for image_key in jax.random.split(key, augmentations)
         ]
         anchors, model_state = embed_views(
-            model, params, state.model_state, [slices, *augmented], views=views
+            model, params, state.model_state, [slices, *augmented], views=views, key=key
         )
         about = about_images(rows, batch)
         keys, about_keys = parallel.all_gather((anchors, about), axis_name)

@@ -16,6 +16,7 @@ from pclseg.errors import UserError
 from pclseg.losses.segmentation import one_hot, soft_cross_entropy
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts import segmenter
+from pclseg.parts.passes import train_pass
 from pclseg.state import TrainState, Tree
 
 
@@ -57,8 +58,8 @@ def make(
         pairs, share = draw_pairs(
             sample_keys(mix_key, rows), num_rows=len(images), alpha=alpha
         )
-        logits, model_state = segmenter.train_logits(
-            model, params, state.model_state, blend(images, pairs, share)
+        logits, model_state = train_pass(
+            model, params, state.model_state, blend(images, pairs, share), key=key
         )
         probs = blend(one_hot(labels, logits.shape[-1]), pairs, share)
         value = soft_cross_entropy(logits, probs).mean()

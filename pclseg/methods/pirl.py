@@ -16,6 +16,7 @@ from pclseg.losses.contrastive import unit_length
 from pclseg.losses.memory_bank import bank_nce, other_rows, updated_bank
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts import jigsaw
+from pclseg.parts.passes import train_pass
 from pclseg.parts.two_views import warn_of_collapse
 from pclseg.state import TrainState, Tree
 
@@ -105,13 +106,8 @@ def make(
             for view_key in view_keys
         )
         patches = jigsaw.cut(sample_keys(cut_key, rows), puzzle, patch_size=patch_size)
-        pair, model_state = model.apply(
-            {"params": params, **model_state},
-            whole,
-            patches,
-            train=True,
-            mutable=["batch_stats"],
-            method="pair",
+        pair, model_state = train_pass(
+            model, params, model_state, whole, patches, key=key, method="pair"
         )
         v, v_t = map(unit_length, pair)
         return v, v_t, model_state

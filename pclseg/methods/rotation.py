@@ -14,6 +14,7 @@ from pclseg.augment import Augment, sample_keys
 from pclseg.errors import UserError
 from pclseg.losses.contrastive import unit_length
 from pclseg.methods.base import Array, Aux, Batch, Method
+from pclseg.parts.passes import train_pass
 from pclseg.state import TrainState, Tree
 
 TURNS = 4
@@ -61,11 +62,8 @@ def make(*, model: Any, augment: Augment, axis_name: str | None) -> Method:
     ) -> tuple[Array, Aux]:
         rows = parallel.row_ids(len(batch["image"]), axis_name)
         images, _ = augment(sample_keys(key, rows), batch["image"], None)
-        logits, model_state = model.apply(
-            {"params": params, **state.model_state},
-            quarter_turns(images),
-            train=True,
-            mutable=["batch_stats"],
+        logits, model_state = train_pass(
+            model, params, state.model_state, quarter_turns(images), key=key
         )
         turns = jnp.tile(jnp.arange(TURNS), len(images))
         value = optax.softmax_cross_entropy_with_integer_labels(logits, turns).mean()

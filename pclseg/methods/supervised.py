@@ -8,6 +8,7 @@ from pclseg.augment import Augment, sample_keys
 from pclseg.losses.segmentation import cross_entropy
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts import segmenter
+from pclseg.parts.passes import train_pass
 from pclseg.state import TrainState, Tree
 
 
@@ -31,8 +32,8 @@ def make(*, model: Any, augment: Augment, axis_name: str | None) -> Method:
     ) -> tuple[Array, Aux]:
         rows = parallel.row_ids(len(batch["image"]), axis_name)
         images, labels = augment(sample_keys(key, rows), batch["image"], batch["label"])
-        logits, model_state = segmenter.train_logits(
-            model, params, state.model_state, images
+        logits, model_state = train_pass(
+            model, params, state.model_state, images, key=key
         )
         value = cross_entropy(logits, labels).mean()
         return value, Aux(model_state, state.method_state, {})

@@ -21,11 +21,16 @@ def make(name: str, **kwargs: Any) -> nn.Module:
     """The network called `name`; `kwargs` are the fields of its class.
 
     Raises:
-        UserError: for an unknown name, setting or compute dtype.
+        UserError: for an unknown name, setting, backbone or compute dtype.
     """
     if name not in _MODELS:
         known = ", ".join(sorted(_MODELS))
         raise UserError(f"model.name is {name!r}; known models are: {known}.")
+    if kwargs.get("backbone", "pcl") not in unet2d.BACKBONES:
+        known = ", ".join(unet2d.BACKBONES)
+        raise UserError(
+            f"model.backbone is {kwargs['backbone']!r}; expected one of: {known}."
+        )
     if kwargs.get("dtype", "float32") not in _DTYPES:
         known = ", ".join(_DTYPES)
         raise UserError(

@@ -5,6 +5,7 @@ Parameters and running statistics are float32; `dtype` is that of the computatio
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -79,13 +80,24 @@ def _max_pool_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arr
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def conv3x3(features: int, *, dtype: str, name: str) -> nn.Conv:
-    """A 3 x 3 convolution, stride 1, zero padding 1, bias: C -> `features` channels."""
+def conv3x3(
+    features: int, *, dtype: str, name: str, fan_in: int | None = None
+) -> nn.Conv:
+    """A 3 x 3 convolution, stride 1, zero padding 1, bias: C -> `features` channels.
+
+    Args:
+        features: as above.
+        dtype: of the computation.
+        name: of the layer.
+        fan_in: 9 C for PyTorch's own start, kernel and bias uniform in
+            +-1/sqrt(fan_in); None for that of `conv_init`, and a bias of 0.
+    """
     return nn.Conv(
         features,
         (3, 3),
         padding=1,
-        kernel_init=conv_init,
+        kernel_init=_uniform(fan_in) if fan_in else conv_init,
+        bias_init=_uniform(fan_in) if fan_in else nn.initializers.zeros,
         dtype=dtype,
         name=name,
         # Strides, padding and the like, which it passes too, are those of `convolve`.
@@ -93,15 +105,93 @@ def conv3x3(features: int, *, dtype: str, name: str) -> nn.Conv:
     )
 
 
-def dense(features: int, *, fan_in: int, name: str) -> nn.Dense:
-    """A dense layer in float32, kernel and bias uniform in +-1/sqrt(fan_in)."""
+def dense(
+    features: int, *, fan_in: int, name: str, dtype: str | None = None
+) -> nn.Dense:
+    """A dense layer, kernel and bias uniform in +-1/sqrt(fan_in); of `dtype`, if any.
+
+    On [B, H, W, C] it is a 1 x 1 convolution.
+    """
+    start = _uniform(fan_in)
+    return nn.Dense(
+        features, dtype=dtype, kernel_init=start, bias_init=start, name=name
+    )
+
+
+def _uniform(fan_in: int) -> Callable[..., Array]:
     limit = 1.0 / math.sqrt(fan_in)
 
     def uniform(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         flat = jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit)
         return flat.reshape(shape)  # drawn flat as in _normal
 
-    return nn.Dense(features, kernel_init=uniform, bias_init=uniform, name=name)
+    return uniform
+
+
+def double_size(x: Array) -> Array:
+    """Bilinear enlargement to twice the size, corners on corners.
+
+    It is PyTorch's `Upsample(scale_factor=2, mode="bilinear", align_corners=True)`.
+
+    Args:
+        x: [B, H, W, C] float.
+
+    Returns:
+        [B, 2H, 2W, C] of the dtype of `x`.
+    """
+    return _double_axis(_double_axis(x, 1), 2)
+
+
+def _double_axis(x: Array, axis: int) -> Array:
+    """Twice the size along one axis.
+
+    Row j of 2n lies at j (n - 1) / (2n - 1) of the old ones: an even one, 2i, at
+    i - i / (2n - 1), an odd one, 2i + 1, at i + (n - 1 - i) / (2n - 1). Sums of
+    shifted arrays, as the gradient of a gather is slow.
+    """
+    size = x.shape[axis]
+    number = jnp.arange(size, dtype=x.dtype) / max(2 * size - 1, 1)
+    share = jnp.expand_dims(number, [a for a in range(x.ndim) if a != axis])
+    first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
+    last = jax.lax.slice_in_dim(x, size - 1, size, axis=axis)
+    before = jnp.concatenate(
+        [first, jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis=axis
+    )
+    after = jnp.concatenate(
+        [jax.lax.slice_in_dim(x, 1, size, axis=axis), last], axis=axis
+    )
+    even = x + share * (before - x)
+    odd = x + jnp.flip(share, axis) * (after - x)
+    both = jnp.stack([even, odd], axis=axis + 1)
+    return both.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
+
+
+class Dropout(nn.Module):
+    """Sets features to 0 with probability `rate` and scales the others by 1/(1 - rate).
+
+    What is drawn depends on the row of the global batch, not on the device. Training
+    applies it with `rngs={"dropout": key}`.
+
+    Attributes:
+        rate: in [0, 1).
+        axis_name: of the device axis, or None.
+    """
+
+    rate: float
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """[B, H, W, C] -> the same, of its dtype; without `train` as it was."""
+        if not train or self.is_initializing() or self.rate == 0:
+            return x
+        key = self.make_rng("dropout")
+        rows = parallel.row_ids(len(x), self.axis_name)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+        keep = jax.vmap(
+            lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:])
+        )(keys)
+        return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
 
 
 class UpConv(nn.Module):

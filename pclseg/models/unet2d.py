@@ -1,17 +1,15 @@
-"""The 2-D U-Net of Zeng et al. 2021, arXiv 2106.09157, as their code builds it.
+"""Networks on slices: encoder and decoder of one of two U-Nets, and heads on them.
 
-Four levels of two convolutions with batch normalisation and leaky ReLU; a centre
-without normalisation and with plain ReLU. `width` is the number of channels of level 1.
+`backbone` says which: "pcl", that of Zeng et al. 2021, or "ssl4mis", that of ACTION and
+its kin, which drops out features in training.
 """
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from pclseg.models import layers
+from pclseg.models import backbone_pcl, backbone_ssl4mis
 from pclseg.models.heads import (
     JigsawHead,
-    Logits,
     ProjectionHead,
     RegionHead,
     global_average,
@@ -19,150 +17,7 @@ from pclseg.models.heads import (
 
 Array = jax.Array
 
-_LEVELS = 4
-MULTIPLE = 2**_LEVELS  # height and width must be multiples of this
-
-
-class ConvBlock(nn.Module):
-    """Twice: 3 x 3 convolution, batch normalisation, leaky ReLU."""
-
-    features: int
-    dtype: str
-    bn_groups: int
-    axis_name: str | None
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """[B, H, W, C] -> [B, H, W, features] of `dtype`."""
-        for i in (1, 2):
-            x = layers.conv3x3(self.features, dtype=self.dtype, name=f"conv{i}")(x)
-            norm = layers.BatchNorm(
-                self.dtype, self.bn_groups, self.axis_name, name=f"norm{i}"
-            )
-            x = layers.leaky_relu(norm(x, train=train))
-        return x
-
-
-def _conv_block(
-    path: "Encoder | Decoder | LowerDecoder", features: int, level: int
-) -> nn.Module:
-    """The block of a level, of a path that calls it with `(x, train)`."""
-    # Its input is kept for the gradient, the rest computed again.
-    block = nn.remat(ConvBlock, static_argnums=(2,)) if path.remat else ConvBlock
-    return block(
-        features, path.dtype, path.bn_groups, path.axis_name, name=f"level{level}"
-    )
-
-
-class Encoder(nn.Module):
-    """The contracting path with the centre."""
-
-    width: int
-    dtype: str
-    bn_groups: int
-    axis_name: str | None
-    remat: bool = False
-
-    @nn.compact
-    def __call__(
-        self, images: Array, *, train: bool
-    ) -> tuple[Array, tuple[Array, ...]]:
-        """Features of every scale.
-
-        Args:
-            images: [B, H, W, C] float, H and W multiples of 16.
-            train: whether to normalise by the batch and move the running averages.
-
-        Returns:
-            The centre, [B, H/16, W/16, 16 width], and the skips of levels 1 to 4, that
-            of level i [B, H / 2^(i-1), W / 2^(i-1), 2^(i-1) width]; all of `dtype`.
-
-        Raises:
-            ValueError: if H or W is no multiple of 16.
-        """
-        height, width = images.shape[1:3]
-        if height % MULTIPLE or width % MULTIPLE:
-            raise ValueError(
-                f"images are {height} x {width} pixels; the U-Net expects height and"
-                f" width to be multiples of {MULTIPLE}. Choose the crop size so."
-            )
-        x = images.astype(self.dtype)
-        skips = []
-        for level in range(1, _LEVELS + 1):
-            features = self.width * 2 ** (level - 1)
-            x = _conv_block(self, features, level)(x, train)
-            skips.append(x)
-            x = layers.max_pool(x)
-        return Centre(self.width * MULTIPLE, self.dtype, name="centre")(x), tuple(skips)
-
-
-class Centre(nn.Module):
-    """Twice: 3 x 3 convolution, ReLU; no normalisation."""
-
-    features: int
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, H, W, C] -> [B, H, W, features] of `dtype`."""
-        for i in (1, 2):
-            x = layers.conv3x3(self.features, dtype=self.dtype, name=f"conv{i}")(x)
-            x = nn.relu(x)
-        return x
-
-
-class Decoder(nn.Module):
-    """The expanding path with the classifier of pixels."""
-
-    width: int
-    num_classes: int
-    dtype: str
-    bn_groups: int
-    axis_name: str | None
-    remat: bool = False
-
-    @nn.compact
-    def __call__(
-        self, centre: Array, skips: tuple[Array, ...], *, train: bool
-    ) -> Array:
-        """What the encoder returns -> logits [B, H, W, num_classes] float32."""
-        x = _expand(self, centre, skips, last_level=1, train=train)
-        return Logits(self.num_classes, self.dtype, name="logits")(x)
-
-
-class LowerDecoder(nn.Module):
-    """The levels 4 to 2 of `Decoder`, under the same names."""
-
-    width: int
-    dtype: str
-    bn_groups: int
-    axis_name: str | None
-    remat: bool = False
-
-    @nn.compact
-    def __call__(
-        self, centre: Array, skips: tuple[Array, ...], *, train: bool
-    ) -> Array:
-        """What the encoder returns -> [B, H/2, W/2, 2 width] of `dtype`."""
-        return _expand(self, centre, skips, last_level=2, train=train)
-
-
-def _expand(
-    decoder: Decoder | LowerDecoder,
-    centre: Array,
-    skips: tuple[Array, ...],
-    *,
-    last_level: int,
-    train: bool,
-) -> Array:
-    """Features of `last_level`; the layers become those of `decoder`, which calls."""
-    x = centre
-    for level in range(_LEVELS, last_level - 1, -1):
-        features = decoder.width * 2 ** (level - 1)
-        x = layers.UpConv(features, decoder.dtype, name=f"up{level}")(x)
-        x = jnp.concatenate([x, skips[level - 1]], axis=-1)
-        x = _conv_block(decoder, features, level)(x, train)
-    return x
+BACKBONES = {"pcl": backbone_pcl, "ssl4mis": backbone_ssl4mis}
 
 
 class UNet2D(nn.Module):
@@ -176,6 +31,7 @@ class UNet2D(nn.Module):
         axis_name: of the device axis, or None.
         remat: whether to compute what lies inside a level again for the gradient, about
             a third more work, instead of keeping it, most of the memory.
+        backbone: a key of `BACKBONES`.
     """
 
     width: int
@@ -184,17 +40,19 @@ class UNet2D(nn.Module):
     bn_groups: int
     axis_name: str | None = None
     remat: bool = False
+    backbone: str = "pcl"
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> Array:
         """[B, H, W, C] float, H and W multiples of 16 -> logits [B, H, W, K] float32.
 
-        With `train`, apply with `mutable=["batch_stats"]`.
+        With `train`, apply with `mutable=["batch_stats"]` and `rngs={"dropout": key}`.
         """
         shared = (self.dtype, self.bn_groups, self.axis_name, self.remat)
-        encoder = Encoder(self.width, *shared, name="encoder")
+        paths = BACKBONES[self.backbone]
+        encoder = paths.Encoder(self.width, *shared, name="encoder")
         centre, skips = encoder(images, train=train)
-        decoder = Decoder(self.width, self.num_classes, *shared, name="decoder")
+        decoder = paths.Decoder(self.width, self.num_classes, *shared, name="decoder")
         return decoder(centre, skips, train=train)
 
 
@@ -209,6 +67,7 @@ class UNet2DContrast(nn.Module):
         axis_name: of the device axis, or None.
         remat: whether to compute what lies inside a level again for the gradient, about
             a third more work, instead of keeping it, most of the memory.
+        backbone: a key of `BACKBONES`.
     """
 
     width: int
@@ -217,17 +76,23 @@ class UNet2DContrast(nn.Module):
     bn_groups: int
     axis_name: str | None = None
     remat: bool = False
+    backbone: str = "pcl"
+
+    @property
+    def drops_out(self) -> bool:
+        """Whether training sets random features to 0."""
+        return self.backbone == "ssl4mis"
 
     def setup(self) -> None:
         """Names the parts as they stand in checkpoints."""
         shared = (self.dtype, self.bn_groups, self.axis_name, self.remat)
-        self.encoder = Encoder(self.width, *shared)
+        self.encoder = BACKBONES[self.backbone].Encoder(self.width, *shared)
         self.head = ProjectionHead(self.out_dim)
 
     def __call__(self, images: Array, train: bool) -> Array:
         """[B, H, W, C] float, H and W multiples of 16 -> [B, D] float32, of any length.
 
-        With `train`, apply with `mutable=["batch_stats"]`.
+        With `train`, apply with `mutable=["batch_stats"]` and `rngs={"dropout": key}`.
         """
         centre, _ = self.encoder(images, train=train)
         return self.head(centre)
@@ -255,7 +120,7 @@ class UNet2DJigsaw(UNet2DContrast):
         Args:
             images: [B, H, W, C] float, H and W multiples of 16.
             patches: [B, P, S, S, C] float, S a multiple of 16.
-            train: apply with `mutable=["batch_stats"]` if so.
+            train: apply with `mutable=["batch_stats"]` and `rngs` if so.
 
         Returns:
             Two embeddings [B, D] float32, of any length: of images and of patches.
@@ -280,6 +145,7 @@ class UNet2DLocal(nn.Module):
         axis_name: of the device axis, or None.
         remat: whether to compute what lies inside a level again for the gradient, about
             a third more work, instead of keeping it, most of the memory.
+        backbone: a key of `BACKBONES`.
     """
 
     width: int
@@ -288,6 +154,7 @@ class UNet2DLocal(nn.Module):
     bn_groups: int
     axis_name: str | None = None
     remat: bool = False
+    backbone: str = "pcl"
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> Array:
@@ -296,8 +163,9 @@ class UNet2DLocal(nn.Module):
         R regions as in `regions`. With `train`, apply with `mutable=["batch_stats"]`.
         """
         shared = (self.width, self.dtype, self.bn_groups, self.axis_name, self.remat)
-        features = Encoder(*shared, name="encoder")(images, train=False)
+        paths = BACKBONES[self.backbone]
+        features = paths.Encoder(*shared, name="encoder")(images, train=False)
         centre, skips = jax.lax.stop_gradient(features)
-        decoder = LowerDecoder(*shared, name="decoder")
+        decoder = paths.LowerDecoder(*shared, name="decoder")
         x = decoder(centre, skips, train=train)
         return RegionHead(self.out_dim, name="head")(x)

@@ -14,6 +14,7 @@ from pclseg.losses.distillation import squared_difference
 from pclseg.losses.segmentation import cross_entropy
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts import ema, segmenter
+from pclseg.parts.passes import train_pass
 from pclseg.state import TrainState, Tree
 
 # (keys [B], values [B, H, W, C]) -> the same, moved; equal keys move equally, and what
@@ -65,12 +66,16 @@ def consistency(
         params, model_state = segmenter.start(model, key, batch)
         return params, model_state, {"teacher": ema.copy_of(params, model_state)}
 
-    def targets(teacher: Tree, images: Array, noise_keys: Array) -> tuple[Array, Tree]:
+    def targets(
+        teacher: Tree, images: Array, noise_keys: Array, key: Array
+    ) -> tuple[Array, Tree]:
         """The teacher's probabilities, and the teacher after this pass."""
         draw = functools.partial(jax.random.normal, shape=images.shape[1:])
         noisy = images + noise_std * jax.vmap(draw)(noise_keys)
         params, statistics = teacher["params"], {"batch_stats": teacher["batch_stats"]}
-        logits, statistics = segmenter.train_logits(model, params, statistics, noisy)
+        logits, statistics = train_pass(
+            model, params, statistics, noisy, key=key, number=2
+        )
         probs = jax.lax.stop_gradient(jax.nn.softmax(logits))
         return probs, {"params": params, **statistics}
 
@@ -82,22 +87,23 @@ def consistency(
         images, labels = augment(
             sample_keys(augment_key, rows), batch["image"], batch["label"]
         )
-        logits, model_state = segmenter.train_logits(
-            model, params, state.model_state, images
+        logits, model_state = train_pass(
+            model, params, state.model_state, images, key=key
         )
         supervised = cross_entropy(logits, labels).mean()
 
         unlabelled = batch["unlabelled_image"]
         rows = parallel.row_ids(len(unlabelled), axis_name)
         move = functools.partial(transform, sample_keys(transform_key, rows))
-        logits, model_state = segmenter.train_logits(
-            model, params, model_state, unlabelled
+        logits, model_state = train_pass(
+            model, params, model_state, unlabelled, key=key, number=1
         )
         student_probs = move(jax.nn.softmax(logits))
         teacher_probs, teacher = targets(
             ema.current(state.method_state["teacher"], state),
             move(unlabelled),
             sample_keys(noise_key, rows),
+            key,
         )
         inside = move(jnp.ones_like(unlabelled))
         difference = squared_difference(student_probs, teacher_probs, inside).mean()

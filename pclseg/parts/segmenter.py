@@ -1,4 +1,4 @@
-"""What methods that train a segmentation network share: its start and its passes."""
+"""What methods that train a segmentation network share: its start and its use."""
 
 from typing import Any
 
@@ -12,22 +12,6 @@ def start(model: Any, key: Array, batch: Batch) -> tuple[Tree, Tree]:
     """Fresh (params, model_state) of `model`."""
     variables = model.init(key, batch["image"], train=False)
     return variables["params"], {"batch_stats": variables["batch_stats"]}
-
-
-def train_logits(
-    model: Any, params: Tree, model_state: Tree, images: Array
-) -> tuple[Array, Tree]:
-    """Logits normalised by the batch, and the running statistics after it.
-
-    Args:
-        model: images [B, H, W, C] -> logits [B, H, W, K], with batch statistics.
-        params: of the model.
-        model_state: {"batch_stats": ...} before this batch.
-        images: [B, H, W, C].
-    """
-    return model.apply(
-        {"params": params, **model_state}, images, train=True, mutable=["batch_stats"]
-    )
 
 
 def predict(model: Any, state: TrainState, images: Array) -> jax.Array:

@@ -11,6 +11,7 @@ from pclseg.augment import Augment, sample_keys
 from pclseg.losses.contrastive import collapse_value
 from pclseg.losses.positives import Positives
 from pclseg.methods.base import Array, Aux, Batch, Method
+from pclseg.parts.passes import check_draws_by_row
 from pclseg.parts.similarities import check_way, contrast_all
 from pclseg.parts.views import (
     check_positive,
@@ -65,6 +66,8 @@ def two_views(
     check_positive(temperature=temperature, base_temperature=base_temperature)
     check_views(model, views)
     check_way(similarities)
+    if groups_in_turn:
+        check_draws_by_row(model, "groups_in_turn", True, "groups_in_turn=False")
 
     def about_views(rows: Array, batch: Batch) -> dict[str, Array]:
         about = {"row": rows, **{name: batch[name] for name in attributes}}
@@ -89,7 +92,9 @@ def two_views(
                 augment(sample_keys(view_key, rows), images, None)[0]
                 for view_key in view_keys
             ]
-            return embed_views(model, params, state.model_state, both, views=views)
+            return embed_views(
+                model, params, state.model_state, both, views=views, key=key
+            )
 
         images = batch["image"]
         rows = parallel.row_ids(len(images), axis_name)

@@ -10,6 +10,7 @@ from pclseg import parallel
 from pclseg.errors import UserError
 from pclseg.losses.contrastive import unit_length
 from pclseg.methods.base import Batch
+from pclseg.parts.passes import check_draws_by_row, train_pass
 from pclseg.state import TrainState, Tree
 
 Array = jax.Array
@@ -23,7 +24,7 @@ def check_positive(**settings: float) -> None:
 
 
 def check_views(model: Any, views: str) -> None:
-    """Raises UserError for unknown `views`, or "concat" of a model with BN groups."""
+    """Raises UserError for unknown `views`, or "concat" where rows must be slices."""
     if views not in ("separate", "concat"):
         raise UserError(f"method.views is {views!r}; expected 'separate' or 'concat'.")
     if views == "concat" and getattr(model, "bn_groups", 1) > 1:
@@ -32,6 +33,8 @@ def check_views(model: Any, views: str) -> None:
             f"model.bn_groups is {model.bn_groups}, but method.views is 'concat';"
             " groups need views='separate'."
         )
+    if views == "concat":
+        check_draws_by_row(model, "views", views, "views='separate'")
 
 
 def init_network(
@@ -55,7 +58,13 @@ def init_network(
 
 
 def embed_views(
-    model: Any, params: Tree, model_state: Tree, images: Sequence[Array], *, views: str
+    model: Any,
+    params: Tree,
+    model_state: Tree,
+    images: Sequence[Array],
+    *,
+    views: str,
+    key: Array,
 ) -> tuple[Array, Tree]:
     """Embeds some views of a batch in training mode.
 
@@ -66,18 +75,17 @@ def embed_views(
         images: [B, H, W, C] each.
         views: "separate", one forward pass a view with its own batch statistics, or
             "concat", one pass over all.
+        key: of the step.
 
     Returns:
         [len(images) * B, ..., D] float32 unit length, view after view; batch statistics
         after it.
     """
     embeddings = []
-    for group in images if views == "separate" else (jnp.concatenate(images),):
-        z, model_state = model.apply(
-            {"params": params, **model_state},
-            group,
-            train=True,
-            mutable=["batch_stats"],
+    groups = images if views == "separate" else (jnp.concatenate(images),)
+    for number, group in enumerate(groups):
+        z, model_state = train_pass(
+            model, params, model_state, group, key=key, number=number
         )
         embeddings.append(z)
     return unit_length(jnp.concatenate(embeddings)), model_state

@@ -1,0 +1,199 @@
+"""Contrast of pixels by class: hard ones against all, confusable classes more often.
+
+"Anatomical contrast" of You et al. 2023, arXiv 2206.02307, which is the loss of Liu et
+al. 2022, arXiv 2104.04465 (ReCo). Pixels are those of the global batch, in one row; a
+pixel belongs to one class, or to none where its pseudo-label is not sure.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pclseg.losses.contrastive import at_least_float32, unit_length
+
+Array = jax.Array
+
+
+class Members(NamedTuple):
+    """The pixels of every class.
+
+    Attributes:
+        pixels: [N] int32, class after class; those of none are last.
+        start: [K] int32, where a class begins in `pixels`.
+        count: [K] int32, how many it has.
+    """
+
+    pixels: Array
+    start: Array
+    count: Array
+
+
+def members(classes: Array, num_classes: int) -> Members:
+    """Sorts pixels by their class.
+
+    Args:
+        classes: [N] integer in 0..K; K is none.
+        num_classes: K.
+    """
+    pixels = jnp.argsort(classes, stable=True).astype(jnp.int32)
+    count = jnp.bincount(classes, length=num_classes + 1)[:-1].astype(jnp.int32)
+    return Members(pixels, jnp.cumsum(count) - count, count)
+
+
+def draw_members(members: Members, classes: Array, uniform: Array) -> Array:
+    """A pixel of each of some classes, floor(u n) of its n.
+
+    Args:
+        members: of all pixels.
+        classes: [...] integer in 0..K-1.
+        uniform: [...] float u in [0, 1).
+
+    Returns:
+        [...] int32; some pixel where the class has none.
+    """
+    count = members.count[classes]
+    place = jnp.floor(uniform * count).astype(jnp.int32)
+    place = jnp.clip(place, 0, jnp.maximum(count - 1, 0))  # u n may round up to n
+    return members.pixels[members.start[classes] + place]
+
+
+def class_means(features: Array, classes: Array, num_classes: int) -> Array:
+    """[N, D] features, [N] classes in 0..K (K is none) -> [K, D] means; 0 of no pixel.
+
+    They are not scaled to length 1.
+    """
+    belongs = classes[:, None] == jnp.arange(num_classes)[None]
+    belongs = belongs.astype(features.dtype)  # [N, K]
+    sums = jnp.einsum("nk,nd->kd", belongs, features, precision="highest")
+    return sums / jnp.maximum(belongs.sum(axis=0), 1)[:, None]
+
+
+def confusion_probs(
+    means: Array, present: Array, *, temperature: float | Array
+) -> Array:
+    """How often negatives of a class are drawn from each other one.
+
+    softmax over v != c, present, of cos(mean_c, mean_v) / temperature.
+
+    Args:
+        means: [K, D] float.
+        present: [K] bool.
+        temperature: of the softmax, > 0.
+
+    Returns:
+        [K, K], row c over v; 0 for absent ones, and for all where no other is present.
+    """
+    unit = unit_length(means)
+    cosine = jnp.einsum("cd,vd->cv", unit, unit, precision="highest") / temperature
+    able = present[None, :] & ~jnp.eye(len(means), dtype=bool)
+    any_able = able.any(axis=1, keepdims=True)
+    probs = jax.nn.softmax(cosine, axis=1, where=able | ~any_able)
+    return jnp.where(able & any_able, probs, 0.0)
+
+
+def info_nce_of(
+    anchors: Array, positive: Array, negatives: Array, *, temperature: float | Array
+) -> Array:
+    """-log of the positive's share of exp(similarity / temperature), itself and all.
+
+    Similarity is the dot product: cosine for vectors of length 1. No gradient is
+    stopped.
+
+    Args:
+        anchors: [..., D] float.
+        positive: [..., D] float, one an anchor.
+        negatives: [..., M, D] float, those of an anchor.
+        temperature: > 0.
+
+    Returns:
+        [...] float32 (float64 for float64).
+    """
+    keys = jnp.concatenate([positive[..., None, :], negatives], axis=-2)
+    similarity = jnp.einsum("...d,...md->...m", anchors, keys, precision="highest")
+    return -jax.nn.log_softmax(at_least_float32(similarity) / temperature)[..., 0]
+
+
+def anatomical_contrast(
+    features: Array,
+    classes: Array,
+    hard: Array,
+    key: Array,
+    *,
+    num_classes: int,
+    num_anchors: int,
+    num_negatives: int,
+    temperature: float | Array,
+    chunk: int = 16,
+) -> Array:
+    """Mean over classes of `info_nce_of` of hard pixels against their class's mean.
+
+    Anchors are drawn evenly from the hard pixels of a class, with replacement; for each
+    anchor negatives are drawn, their class by `confusion_probs`, then a pixel of it.
+    Cosines count. Gradient reaches the anchors alone. Classes without a hard pixel add
+    0 to the mean; absent ones do not count in it.
+
+    At a time, `chunk` anchors of every class have their negatives in memory: [chunk, K,
+    num_negatives, D].
+
+    Args:
+        features: [N, D] float.
+        classes: [N] integer in 0..K; K is none.
+        hard: [N] bool.
+        key: random.
+        num_classes: K.
+        num_anchors: of a class.
+        num_negatives: of an anchor.
+        temperature: > 0.
+        chunk: at most so many, a divisor of `num_anchors`; the loss is the same.
+
+    Returns:
+        Scalar; 0 where fewer than two classes are present.
+    """
+    kinds = jnp.arange(num_classes)
+    fixed = jax.lax.stop_gradient(features)
+    all_members = members(classes, num_classes)
+    hard_members = members(jnp.where(hard, classes, num_classes), num_classes)
+    present = all_members.count > 0
+    means = class_means(fixed, classes, num_classes)
+    shares = confusion_probs(means, present, temperature=temperature)
+    upto = jnp.cumsum(shares, axis=1)  # [K, K]
+    anchor_key, negative_key = jax.random.split(key)
+    drawn = draw_members(
+        hard_members,
+        jnp.broadcast_to(kinds[:, None], (num_classes, num_anchors)),
+        jax.random.uniform(anchor_key, (num_classes, num_anchors)),
+    )
+    unit_means = unit_length(means)[None]  # [1, K, D]
+    chunk = math.gcd(chunk, num_anchors)
+
+    def losses(some: tuple[Array, Array]) -> Array:
+        """Of `chunk` anchors of every class, [chunk, K]."""
+        ids, pixels = some
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(negative_key, ids)
+        shape = (2, num_classes, num_negatives)
+        draws = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+        to_class, to_pixel = draws[:, 0], draws[:, 1]  # [chunk, K, num_negatives]
+        # The class whose share of [0, 1) the number falls into.
+        beyond = to_class[..., None] * upto[None, :, None, -1:] >= upto[None, :, None]
+        other = jnp.minimum(beyond.sum(axis=-1), num_classes - 1)
+        negatives = fixed[draw_members(all_members, other, to_pixel)]
+        anchors = unit_length(features[pixels])  # [chunk, K, D]
+        positive = jnp.broadcast_to(unit_means, anchors.shape)
+        return info_nce_of(
+            anchors, positive, unit_length(negatives), temperature=temperature
+        )
+
+    # Again for the gradient, which would else need the negatives of all anchors.
+    each = jax.lax.map(
+        jax.checkpoint(losses),
+        (
+            jnp.arange(num_anchors).reshape(-1, chunk),
+            drawn.T.reshape(-1, chunk, num_classes),
+        ),
+    )
+    of_class = each.mean(axis=(0, 1))  # [K]
+    total = jnp.where(hard_members.count > 0, of_class, 0.0).sum()
+    number = present.sum()
+    return jnp.where(number > 1, total / jnp.maximum(number, 1), 0.0)
