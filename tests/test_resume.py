@@ -205,3 +205,19 @@ def test_a_finished_stage_without_its_last_checkpoint_is_trained_to_its_end(
     assert "going on from step 20 of 24" in done.stderr
     for name in SAME_BYTES:
         assert (run / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_killed_run_with_dropout_goes_on_to_the_same_numbers(folder, env):
+    """On the U-Net of SSL4MIS, both stages: encoder handed on, features dropped out."""
+    other = {
+        f"{stage}__model__backbone": "ssl4mis" for stage in ("pretrain", "finetune")
+    }
+    done = run_main(arguments(folder, "dropping", **other), env=env)
+    assert done.returncode == 0, done.stderr
+    for stage in ("pretrain", "finetune"):
+        args = arguments(folder, "dropping_killed", **other)
+        killed = interrupted(env, "KILL", stage, 13, 0.01, args)
+        assert killed.returncode == -9, killed.stderr
+    done = run_main(arguments(folder, "dropping_killed", **other), env=env)
+    assert done.returncode == 0, done.stderr
+    assert_identical(folder / "dropping_killed", folder / "dropping")
