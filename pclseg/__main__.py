@@ -43,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{nearest(name, COMMANDS)}\n"
         )
         return 2
-    program = importlib.import_module(COMMANDS[name][0]).main
+    try:
+        program = importlib.import_module(COMMANDS[name][0]).main
+    except KeyboardInterrupt:  # jax and what it needs take seconds
+        sys.stderr.write("error: interrupted before anything was done.\n")
+        return 130
     if name == "train":  # whose main takes the name of the program too
         from pclseg.processes import end_with
 

@@ -89,3 +89,13 @@ def test_doctor_does_without_tensorflow(capsys, monkeypatch):
 def test_doctor_sees_a_gpu_that_jax_does_not(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     assert any("NVIDIA GPU" in line and "cuda13" in line for line in doctor.advice())
+
+
+def test_ctrl_c_while_packages_load_is_one_line(capsys, monkeypatch):
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupt)
+    assert commands.main(["predict", "--help"]) == 130
+    text = capsys.readouterr().err
+    assert text == "error: interrupted before anything was done.\n"
