@@ -6,7 +6,8 @@ python benchmarks/own_data.py [--sets large small] [--large 2] [--small 2000]
 Volumes are noise around a block, int16 in .nii.gz files, labelled. Every measurement is
 the command in a process of its own: seconds from start to end, imports and compilation
 included, and the most memory that was resident, of the process and with its workers,
-each run once. The network is that of `configs/scratch_nifti.py:size=cpu`, untrained:
+each run once; of the process also what is of no file. What `--memory` keeps in files is
+resident as long as there is room, but not of no file. The network is that of `configs/scratch_nifti.py:size=cpu`, untrained:
 how long a forward pass takes does not depend on its weights.
 """
 
@@ -106,6 +107,12 @@ def write_model(folder: Path) -> None:
 def measure(folder: Path, kind: str, number: int) -> list[dict[str, Any]]:
     """A row of every command."""
     data = folder / kind
+    predict = [
+        "predict",
+        f"--model={folder / 'model'}",
+        f"--images={data / 'scans'}",
+        f"--out={data / 'predicted'}",
+    ]
     commands = {
         "check": [
             "check",
@@ -124,13 +131,11 @@ def measure(folder: Path, kind: str, number: int) -> list[dict[str, Any]]:
             f"--workdir={data / 'run'}",
             "--stages=prepare",
         ],
-        "predict": [
-            "predict",
-            f"--model={folder / 'model'}",
-            f"--images={data / 'scans'}",
-            f"--out={data / 'predicted'}",
-        ],
+        "predict": predict,
+        "predict --memory=1": [*predict, "--memory=1", f"--out={data / 'on_disk'}"],
     }
+    if kind == "small":  # which one GiB holds
+        del commands["predict --memory=1"]
     rows = []
     for name, arguments in commands.items():
         usage = program.run(arguments, cache=folder / "compiled", module="pclseg")
@@ -143,6 +148,7 @@ def measure(folder: Path, kind: str, number: int) -> list[dict[str, Any]]:
                 "seconds": usage.seconds,
                 "main_mib": usage.main_mib,
                 "all_mib": usage.all_mib,
+                "unfiled_mib": usage.unfiled_mib,
             }
         )
     return rows
@@ -159,11 +165,12 @@ def text(rows: list[dict[str, Any]]) -> str:
             f"{row['seconds'] / row['volumes']:.2g}",
             f"{row['main_mib']:,.0f}",
             f"{row['all_mib']:,.0f}",
+            f"{row['unfiled_mib']:,.0f}",
         ]
         for row in rows
     ]
     head = ["command", "volumes", "of voxels", "s", "s a volume", "main MiB"]
-    return measuring.table([*head, "with workers MiB"], lines)
+    return measuring.table([*head, "with workers MiB", "of no file MiB"], lines)
 
 
 if __name__ == "__main__":

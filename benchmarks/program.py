@@ -25,11 +25,14 @@ class Usage:
         seconds: from start to end, imports included.
         main_mib: the most memory that the process had resident.
         all_mib: the same with its children; a page that several share counts in each.
+        unfiled_mib: of the process, pages of no file, which the system cannot take back
+            by writing them to one; where the system tells them apart (Linux).
     """
 
     seconds: float
     main_mib: float
     all_mib: float
+    unfiled_mib: float
 
 
 def run(arguments: Sequence[str], *, cache: Path, module: str = "pclseg.main") -> Usage:
@@ -45,32 +48,41 @@ def run(arguments: Sequence[str], *, cache: Path, module: str = "pclseg.main") -
     """
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
     command = [sys.executable, "-m", module, *arguments]
-    main = together = 0
+    main = together = unfiled = 0
     with tempfile.TemporaryFile("w+") as said:
         start = time.perf_counter()
         process = psutil.Popen(
             command, env=environment, stdout=said, stderr=subprocess.STDOUT
         )
         while process.poll() is None:
-            own, others = resident(process)
+            own, others, of_no_file = resident(process)
             main, together = max(main, own), max(together, own + others)
+            unfiled = max(unfiled, of_no_file)
             time.sleep(INTERVAL)
         seconds = time.perf_counter() - start
         if process.returncode:
             said.seek(0)
             raise SystemExit(f"{' '.join(command)} failed:\n{said.read()[-2000:]}")
-    return Usage(seconds=seconds, main_mib=main / 2**20, all_mib=together / 2**20)
+    return Usage(
+        seconds=seconds,
+        main_mib=main / 2**20,
+        all_mib=together / 2**20,
+        unfiled_mib=unfiled / 2**20,
+    )
 
 
-def resident(process: psutil.Process) -> tuple[int, int]:
-    """Bytes of a process, and of its children."""
-    sizes = []
+def resident(process: psutil.Process) -> tuple[int, int, int]:
+    """Bytes of a process, of its children, and of the process those of no file."""
+    sizes, of_no_file = [], 0
     try:
         for one in (process, *process.children(recursive=True)):
-            sizes.append(one.memory_info().rss)
+            memory = one.memory_info()
+            sizes.append(memory.rss)
+            if one is process:
+                of_no_file = memory.rss - getattr(memory, "shared", 0)
     except psutil.Error:  # one has ended
         pass
-    return (sizes[0] if sizes else 0), sum(sizes[1:])
+    return (sizes[0] if sizes else 0), sum(sizes[1:]), of_no_file
 
 
 def training_speed(folder: Path) -> dict[str, float]:

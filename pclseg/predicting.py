@@ -40,6 +40,7 @@ def predict_files(
     overwrite: bool = False,
     skip: bool = False,
     probabilities: bool = False,
+    memory: int | None = None,
 ) -> list[Path]:
     """Writes `<name>.nii.gz` for every volume, each whole or not at all.
 
@@ -55,6 +56,7 @@ def predict_files(
         overwrite: replace files that are there, which may be labels drawn by hand.
         skip: leave out volumes whose label file is there, as after a stop.
         probabilities: write `<name>_probabilities.nii.gz`, [X, Y, Z, K] float32, first.
+        memory: bytes that a volume may take; None for those of the machine.
 
     Returns:
         The label files.
@@ -74,8 +76,9 @@ def predict_files(
     ]
     if len(waiting) < len(cases):
         log.info("%d of %d are there", len(cases) - len(waiting), len(cases))
-    read = functools.partial(_read, segmenter, _there(out))
-    fits = functools.partial(_fits_twice, segmenter)
+    memory = memory_bytes() if memory is None else memory
+    read = functools.partial(_read, segmenter, _there(out), memory)
+    fits = functools.partial(_fits_twice, segmenter, memory)
     begun = time.monotonic()
     written: Future[None] | None = None
     try:
@@ -144,9 +147,9 @@ def _one_ahead(
         del result
 
 
-def _fits_twice(segmenter: Segmenter, case: Case) -> bool:
+def _fits_twice(segmenter: Segmenter, memory: int, case: Case) -> bool:
     """Whether a volume may be read while another of its size is predicted."""
-    return 4 * case_bytes(case, segmenter.options) < memory_bytes()
+    return 4 * case_bytes(case, segmenter.options) < memory
 
 
 def _there(folder: Path) -> Path:
@@ -155,21 +158,23 @@ def _there(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
-def _read(segmenter: Segmenter, folder: Path, case: Case) -> tuple[Volume, Path | None]:
+def _read(
+    segmenter: Segmenter, folder: Path, memory: int, case: Case
+) -> tuple[Volume, Path | None]:
     """The prepared volume, and `folder` where it lies there and not in memory.
 
     Raises:
         UserError: the file cannot be used, or neither memory nor disk can hold it.
     """
-    needed, there = case_bytes(case, segmenter.options), memory_bytes()
-    on_disk = folder if needed > there else None
+    needed = case_bytes(case, segmenter.options)
+    on_disk = folder if needed > memory else None
     if on_disk:
         log.info(
-            "%s takes about %.0f GiB of memory, and there are %.0f; it is worked on in"
+            "%s takes about %.3g GiB of memory, and there are %.3g; it is worked on in"
             " files of %s, which takes longer",
             case.name,
             needed / 2**30,
-            there / 2**30,
+            memory / 2**30,
             folder,
         )
     volume = prepare_case(

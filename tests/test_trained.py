@@ -193,6 +193,8 @@ def test_a_folder_that_is_a_file_is_told(tmp_path):
         (["--images", "scan[1].nii.gz"], "is no run directory"),
         (["--images", "a.nii.gz", "--out=notes.txt"], "notes.txt is a file; name a"),
         (["--images", "a.nii.gz", "--tile=40"], "tile is 40; expected a multiple of"),
+        (["--images", "a.nii.gz", "--memory=-1"], "--memory is -1.0; expected GiB"),
+        (["--images", "a.nii.gz", "--memory=nan"], "--memory is nan; expected GiB"),
         (["--images", "a.nii.gz", "--tile=16"], "tile is 16; expected a multiple of"),
     ],
 )
@@ -288,10 +290,9 @@ def test_the_next_volume_is_read_ahead_only_where_it_fits(
         return by_brightness(prepared)
 
     monkeypatch.setattr(predicting, "prepare_case", read)
-    monkeypatch.setattr(predicting, "memory_bytes", lambda: memory)
     segmenter = dataclasses.replace(SEGMENTER, predictor=predict)
     paths = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
-    predict_files(segmenter, paths, tmp_path / "out")
+    predict_files(segmenter, paths, tmp_path / "out", memory=memory)
     ahead = ["read a", "read b", "predict", "predict"]
     one_by_one = ["read a", "predict", "read b", "predict"]
     assert events == (ahead if memory > 2**30 else one_by_one)
@@ -321,7 +322,7 @@ def written_as(folder, voxels, suffix, slope=None):
     ],
 )
 def test_a_volume_that_memory_cannot_hold_gives_the_same_files(
-    tmp_path, monkeypatch, suffix, dtype, slope, options, probabilities
+    tmp_path, suffix, dtype, slope, options, probabilities
 ):
     voxels = image((23, 18, 11, 2)).astype(dtype)
     path = written_as(tmp_path / "images", voxels, suffix, slope)
@@ -334,8 +335,9 @@ def test_a_volume_that_memory_cannot_hold_gives_the_same_files(
     )
     folders = [tmp_path / "memory", tmp_path / "disk"]
     for folder, memory in zip(folders, (2**40, 0), strict=True):
-        monkeypatch.setattr(predicting, "memory_bytes", lambda memory=memory: memory)
-        predict_files(segmenter, [path], folder, probabilities=probabilities)
+        predict_files(
+            segmenter, [path], folder, probabilities=probabilities, memory=memory
+        )
     held, streamed = (
         {p.name: nib.load(p) for p in folder.iterdir()} for folder in folders
     )
@@ -362,7 +364,6 @@ def test_a_longer_volume_on_disk_takes_no_more_memory(
         spacing=spacing,
     )
     segmenter = dataclasses.replace(SEGMENTER, options=options, alone=alone, block=2)
-    monkeypatch.setattr(predicting, "memory_bytes", lambda: 0)
     monkeypatch.setattr(resample, "_SLICES", 4)
     monkeypatch.setattr(components, "_COUNTED", 2**14)
     most = []
@@ -377,6 +378,7 @@ def test_a_longer_volume_on_disk_takes_no_more_memory(
                 [path],
                 tmp_path / f"out{times}",
                 probabilities=probabilities,
+                memory=0,
             )
             most.append(tracemalloc.get_traced_memory()[1])
         finally:
@@ -392,24 +394,20 @@ def test_a_disk_without_room_is_told_before_the_volume_is_read(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     write(tmp_path / f"a{suffix}", image((7, 6, 5)))
-    monkeypatch.setattr(predicting, "memory_bytes", lambda: 0)
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with pytest.raises(UserError, match=r"cannot be written: No space left"):
-        predict_files(SEGMENTER, [tmp_path / f"a{suffix}"], tmp_path / "out")
+        predict_files(SEGMENTER, [tmp_path / f"a{suffix}"], tmp_path / "out", memory=0)
     assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
-def test_a_volume_cut_short_is_told_from_the_disk_as_from_memory(
-    tmp_path, monkeypatch, suffix
-):
+def test_a_volume_cut_short_is_told_from_the_disk_as_from_memory(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     write(path, image((17, 16, 15)))
     path.write_bytes(path.read_bytes()[:-300])
     for memory in (2**40, 0):
-        monkeypatch.setattr(predicting, "memory_bytes", lambda memory=memory: memory)
         with pytest.raises(UserError, match=r"a\.nii.*cannot be read .*copy or"):
-            predict_files(SEGMENTER, [path], tmp_path / "out")
+            predict_files(SEGMENTER, [path], tmp_path / "out", memory=memory)
     assert not (tmp_path / "out").exists()
 
 

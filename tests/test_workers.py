@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from pclseg.data import workers
+
 PROGRAM = """
 import time
 from pclseg.data import workers
@@ -41,3 +43,44 @@ def test_ctrl_c_ends_workers_without_a_word(tmp_path, seconds):
     # The traceback of the program alone: commands turn theirs into one line.
     assert said.count("Traceback") == 1 and "program.py" in said, said
     assert "Process Spawn" not in said
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/", {"memory.max": "max"}, None),
+        ("0::/", {"memory.max": "1000"}, 1000),
+        (
+            "0::/job/step",
+            {"job/memory.max": "2000", "job/step/memory.max": "max"},
+            2000,
+        ),
+        (
+            "4:memory:/slurm/job_7\n3:cpu:/",
+            {"memory/slurm/job_7/memory.limit_in_bytes": "3000"},
+            3000,
+        ),
+        # Inside a container: the path is the host's, the limit lies at the root.
+        (
+            "4:cpu,memory:/docker/ab\n0::/",
+            {"memory/memory.limit_in_bytes": "4000"},
+            4000,
+        ),
+        ("4:memory:/", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
+        (None, {}, None),
+    ],
+)
+def test_memory_is_that_of_the_job_where_it_has_less(
+    tmp_path, groups, limits, expected
+):
+    if groups is not None:
+        write_to(tmp_path / "proc/self/cgroup", f"{groups}\n")
+    for name, limit in limits.items():
+        write_to(tmp_path / "sys/fs/cgroup" / name, f"{limit}\n")
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert workers.memory_bytes(tmp_path) == (expected or whole)
+
+
+def write_to(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)

@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--out {args.out} is a file; name a folder.")
         paths = [path for name in args.images for path in _found(name, "--images")]
         more_paths = [_found(name, "--more_images") for name in args.more_images]
+        if args.memory is not None and not args.memory >= 0:
+            raise UserError(f"--memory is {args.memory}; expected GiB, 0 or more.")
         segmenter = load_segmenter(
             args.run,
             batch_size=args.batch_size,
@@ -45,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             overwrite=args.overwrite,
             skip=args.skip,
             probabilities=args.probabilities,
+            memory=None if args.memory is None else int(args.memory * 2**30),
         )
 
     return exit_status(predict)
@@ -92,6 +95,12 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tile", type=int, help="predict slices in tiles of so many pixels (whole)"
+    )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="larger volumes are worked on in files of --out (all of the machine's)",
     )
     parser.add_argument(
         "--flips",

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 BYTES = 300 * 2**20  # of a worker that has only imported what it needs
@@ -148,14 +148,36 @@ def _begin() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def memory_bytes() -> int:
-    """The memory of the machine, or of the container where that has less."""
+def memory_bytes(system: Path = Path("/")) -> int:
+    """The memory of the machine, or of the container or the job where that has less.
+
+    Args:
+        system: where /proc and /sys lie.
+    """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([total, *_limits(system)])
+
+
+def _limits(system: Path) -> Iterator[int]:
+    """What control groups grant this process: its own and those above it."""
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdecimal() else total
+        lines = (system / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, kinds, own = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        # Version 1 has a tree for each kind of limit, version 2 one for all.
+        tree = system / ("sys/fs/cgroup/memory" if kinds else "sys/fs/cgroup")
+        name = "memory.limit_in_bytes" if kinds else "memory.max"
+        group = PurePosixPath(own).relative_to("/")
+        # In a container its path may be the host's; what it sees is then the root.
+        for above in (group, *group.parents):
+            with contextlib.suppress(OSError):
+                limit = (tree / above / name).read_text().strip()
+                if limit.isdecimal():
+                    yield int(limit)
 
 
 class Progress:
