@@ -7,8 +7,9 @@ Volumes are noise around a block, int16 in .nii.gz files, labelled. Every measur
 the command in a process of its own: seconds from start to end, imports and compilation
 included, and the most memory that was resident, of the process and with its workers,
 each run once; of the process also what is of no file. What `--memory` keeps in files is
-resident as long as there is room, but not of no file. The network is that of `configs/scratch_nifti.py:size=cpu`, untrained:
-how long a forward pass takes does not depend on its weights.
+resident as long as there is room, but not of no file. The network is that of
+`configs/scratch_nifti.py:size=cpu`, untrained: how long a forward pass takes does not
+depend on its weights.
 """
 
 import argparse
