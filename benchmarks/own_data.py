@@ -1,7 +1,7 @@
 """What check, prepare and predict take of your own volumes: few large, many small.
 
 python benchmarks/own_data.py [--sets large small] [--large 2] [--small 2000]
-    [--out FILE.json]
+    [--only COMMAND ...] [--out FILE.json]
 
 Volumes are noise around a block, int16 in .nii.gz files, labelled. Every measurement is
 the command in a process of its own: seconds from start to end, imports and compilation
@@ -43,6 +43,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--large", type=int, default=2, help="how many large ones (2)")
     parser.add_argument("--small", type=int, default=2000, help="small ones (2000)")
+    parser.add_argument("--only", nargs="+", help="commands of the table (all)")
     parser.add_argument("--folder", type=Path, help="for the volumes (a temporary one)")
     measuring.add_out(parser)
     args = parser.parse_args(argv)
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
             number = vars(args)[kind]
             measuring.tell(f"writing {number} {kind} volumes")
             write_volumes(folder / kind, kind, number)
-            rows += measure(folder, kind, number)
+            rows += measure(folder, kind, number, only=args.only)
     print(text(rows))
     measuring.save(args.out, {"rows": rows})
 
@@ -105,8 +106,10 @@ def write_model(folder: Path) -> None:
     network.write_model(folder, [random], card="Random weights.\n")
 
 
-def measure(folder: Path, kind: str, number: int) -> list[dict[str, Any]]:
-    """A row of every command."""
+def measure(
+    folder: Path, kind: str, number: int, *, only: list[str] | None
+) -> list[dict[str, Any]]:
+    """A row of every command, or of those named."""
     data = folder / kind
     predict = [
         "predict",
@@ -139,6 +142,8 @@ def measure(folder: Path, kind: str, number: int) -> list[dict[str, Any]]:
         del commands["predict --memory=1"]
     rows = []
     for name, arguments in commands.items():
+        if only and name not in only:
+            continue
         usage = program.run(arguments, cache=folder / "compiled", module="pclseg")
         measuring.tell(f"{name}: {usage.seconds:.0f} s, {usage.all_mib:.0f} MiB")
         rows.append(
