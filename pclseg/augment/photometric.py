@@ -1,0 +1,99 @@
+"""Brightness and contrast as factors, then a blur; nothing moves, labels pass through.
+
+The strong views of You et al. 2023, arXiv 2206.02307. Their images lie in 0..1 and are
+clipped to it; ours are z-scored, and nothing is clipped.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from pclseg.augment import Augment
+from pclseg.augment.spatial import smooth
+from pclseg.errors import UserError
+
+Array = jax.Array
+Range = Sequence[float]  # (low, high)
+
+
+def make(
+    *,
+    jitter_probability: float,
+    brightness: Range,
+    contrast: Range,
+    blur_probability: float,
+    blur_sigma: Range,
+) -> Augment:
+    """One draw of each per image, the same for all its channels.
+
+    Brightness is f x; contrast is f x + (1 - f) mean(x), of each channel; unclipped,
+    either may come first. The blur is Gaussian; beyond the border nothing is weighed.
+
+    Args:
+        jitter_probability: of brightness and contrast, 0..1.
+        brightness: 0 <= low <= high of f.
+        contrast: likewise.
+        blur_probability: 0..1.
+        blur_sigma: 0 < low <= high, pixels.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+    for name, value in (
+        ("jitter_probability", jitter_probability),
+        ("blur_probability", blur_probability),
+    ):
+        if not 0 <= value <= 1:
+            raise UserError(f"augment.{name} is {value}; expected 0..1.")
+    for name, bounds in (("brightness", brightness), ("contrast", contrast)):
+        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
+            raise UserError(
+                f"augment.{name} is {tuple(bounds)}; expected 0 <= low <= high."
+            )
+    if len(blur_sigma) != 2 or not 0 < blur_sigma[0] <= blur_sigma[1]:
+        raise UserError(
+            f"augment.blur_sigma is {tuple(blur_sigma)}; expected 0 < low <= high."
+        )
+
+    def one(key: Array, image: Array) -> Array:
+        numbers = jax.random.uniform(key, (5,))
+        jitters, blurs = numbers[0] < jitter_probability, numbers[1] < blur_probability
+        jittered = more_contrast(
+            brighter(image, _between(brightness, numbers[2])),
+            _between(contrast, numbers[3]),
+        )
+        image = jnp.where(jitters, jittered, image)
+        sigma = _between(blur_sigma, numbers[4])
+        return jnp.where(blurs, blurred(image, sigma, max_sigma=blur_sigma[1]), image)
+
+    def augment(
+        keys: Array, images: Array, labels: Array | None
+    ) -> tuple[Array, Array | None]:
+        return jax.vmap(one)(keys, images), labels
+
+    return augment
+
+
+def brighter(image: Array, factor: Array) -> Array:
+    """F x, of [H, W, C]."""
+    return factor * image
+
+
+def more_contrast(image: Array, factor: Array) -> Array:
+    """F x + (1 - f) mean(x), of [H, W, C], means of each channel."""
+    mean = image.mean(axis=(0, 1), keepdims=True)
+    return factor * image + (1 - factor) * mean
+
+
+def blurred(image: Array, sigma: Array, *, max_sigma: float) -> Array:
+    """Gaussian mean of the pixels around, of those that the image has; [H, W, C]."""
+    planes = jnp.moveaxis(image, -1, 0)
+    total = smooth(planes, sigma, max_sigma=max_sigma)
+    weight = smooth(jnp.ones_like(planes[:1]), sigma, max_sigma=max_sigma)
+    return jnp.moveaxis(total / weight, 0, -1)
+
+
+def _between(bounds: Range, number: Array) -> Array:
+    """Takes a number in [0, 1) to [low, high)."""
+    return bounds[0] + (bounds[1] - bounds[0]) * number
