@@ -302,6 +302,8 @@ def test_settings_out_of_range_are_refused(changes, expected):
 
 
 def test_unknown_name_lists_the_choices():
-    with pytest.raises(UserError, match="known are: .*none, photometric, spatial") as error:
+    with pytest.raises(
+        UserError, match="known are: .*none, photometric, spatial"
+    ) as error:
         augment.make("spatail")
     assert "'spatial'" in str(error.value)
