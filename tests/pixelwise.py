@@ -13,7 +13,7 @@ class Pixelwise:
         slope, offset = jax.random.normal(key, (2, CLASSES))
         return {"params": {"slope": slope, "offset": offset}, "batch_stats": {}}
 
-    def apply(self, variables, images, train, mutable=()):
+    def apply(self, variables, images, train, mutable=(), **unused):
         slope, offset = (variables["params"][x][None, None, None] for x in WEIGHTS)
         logits = images * slope + offset
         return (logits, {"batch_stats": {}}) if mutable else logits

@@ -174,7 +174,7 @@ def test_a_network_that_moves_with_its_images_is_consistent(quarters, flip):
 
 def test_what_does_not_move_with_the_image_is_inconsistent():
     class Anchored(Pixelwise):
-        def apply(self, variables, images, train, mutable=()):
+        def apply(self, variables, images, train, mutable=(), **unused):
             ramp = jnp.arange(SIZE, dtype=jnp.float32)[None, :, None, None]
             return super().apply(variables, images + ramp, train, mutable)
 
