@@ -65,7 +65,9 @@ def uniformity(points: Array, *, temperature: float, include_self: bool) -> Arra
     return jax.nn.logsumexp(cosine, axis=1, where=others).mean()
 
 
-def solved_centres(num_classes: int, dim: int, *, temperature: float, seed: int):
+def solved_centres(
+    num_classes: int, dim: int, *, temperature: float, seed: int
+) -> Array:
     """As `simplex_centres`, found by minimising `uniformity` of random points.
 
     For any K and D; where a simplex fits it comes to that.

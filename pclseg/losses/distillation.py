@@ -44,9 +44,10 @@ def similarity_log_probs(
     """
     z, a = unit_length(embedding), unit_length(bank)
     cosine = jnp.einsum("bwd,nwd->bwn", z, a, precision="highest") / temperature
-    there = jnp.broadcast_to(filled | ~filled.any(), cosine.shape)
-    log_probs = jax.nn.log_softmax(cosine, axis=-1, where=there)
-    return jnp.where(filled[None, None], log_probs, jnp.where(there, 0.0, -jnp.inf))
+    any_there = filled.any()
+    there = jnp.broadcast_to(filled | ~any_there, cosine.shape)
+    log_probs = jax.nn.log_softmax(cosine, axis=-1, where=there)  # -inf elsewhere
+    return jnp.where(any_there, log_probs, 0.0)
 
 
 def kl_divergence(
