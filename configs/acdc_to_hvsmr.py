@@ -93,6 +93,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             name="adam",
             peak_lr=5e-5,
             min_lr=5e-6,
+            schedule="cosine",
             lr_batch_size=0,
             lr_scaling="linear",
             momentum=0.9,

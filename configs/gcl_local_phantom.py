@@ -32,6 +32,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             name="adam",
             peak_lr=1e-3,
             min_lr=1e-3,  # constant, as in the paper
+            schedule="cosine",
             lr_batch_size=0,
             lr_scaling="linear",
             momentum=0.9,

@@ -183,6 +183,7 @@ _MODEL = {
 _OPTIMIZER = {
     "peak_lr": _POSITIVE,
     "min_lr": _NOT_NEGATIVE,
+    "schedule": _one_of("cosine", "poly"),
     "lr_batch_size": whole(0),
     "lr_scaling": _one_of("linear", "sqrt"),
     "momentum": _real("from 0 to below 1", lambda v: 0 <= v < 1),

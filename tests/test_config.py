@@ -186,6 +186,7 @@ RANGES = {
     "pretrain.optimizer.frozen=('encoder', '')": "names of modules",
     "finetune.init_parts=()": "names of modules",
     "pretrain.optimizer.min_lr=0.5": "at most peak_lr",
+    "pretrain.optimizer.schedule=step": "one of: 'cosine', 'poly'",
     "pretrain.train.keep=0": "from 1",
     "pretrain.train.log_every=0": "from 1",
     "pretrain.train.checkpoint_every=0": "from 1",

@@ -135,6 +135,7 @@ def test_no_gradient_reaches_the_encoder_and_its_averages_stay():
         name="adam",
         peak_lr=0.01,
         min_lr=0.0,
+        schedule="cosine",
         lr_batch_size=0,
         lr_scaling="linear",
         momentum=0.9,

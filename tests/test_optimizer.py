@@ -15,6 +15,7 @@ DEFAULTS = dict(
     name="sgd",
     peak_lr=0.1,
     min_lr=0.0,
+    schedule="cosine",
     lr_batch_size=0,
     lr_scaling="linear",
     momentum=0.9,
@@ -63,6 +64,33 @@ def test_cosine_with_floor_equals_the_authors_values():
     steps = [0, 250, 500, 750, 950, 999]
     expected = [5e-5, 4.267767e-5, 2.5e-5, 7.322330e-6, 5e-6, 5e-6]
     np.testing.assert_allclose([schedule(t) for t in steps], expected, rtol=1e-6)
+
+
+def test_poly_with_floor_equals_its_worked_values():
+    settings = dict(schedule="poly", peak_lr=0.01, total_steps=30000)
+    _, schedule = _make(**settings)
+    rates = [schedule(step) for step in (0, 15000, 30000, 40000)]
+    np.testing.assert_allclose(rates, [0.01, 0.0053588673, 0, 0], rtol=1e-6)
+    _, schedule = _make(**settings, min_lr=1e-3)
+    rates = [schedule(step) for step in (0, 15000, 29000, 30000, 40000)]
+    expected = [0.01, 0.0053588673, 1e-3, 1e-3, 1e-3]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def test_poly_follows_the_formula_and_warms_up_as_the_cosine():
+    _, schedule = _make(schedule="poly", warmup_steps=10)
+    step = np.arange(1000)
+    expected = 0.1 * (1 - step / 1000) ** 0.9 * np.minimum((step + 1) / 10, 1)
+    actual = jax.vmap(schedule)(jnp.asarray(step))
+    np.testing.assert_allclose(actual, expected, atol=2e-8)
+
+
+def test_without_a_schedule_the_rate_is_the_cosine():
+    # As in the run directories of before the key was.
+    settings = {key: DEFAULTS[key] for key in DEFAULTS if key != "schedule"}
+    _, schedule = optimizer.make(**settings)
+    _, cosine = _make(schedule="cosine")
+    assert schedule(300) == cosine(300)
 
 
 def test_first_step_uses_the_rate_of_step_zero_and_the_second_that_of_step_one():
@@ -117,7 +145,9 @@ def test_state_holds_arrays_only(name):
 
 
 def test_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="'adamw'; known optimizers are: adam, sgd"):
+    with pytest.raises(
+        UserError, match="'adamw'; known optimizers are: adam, sgd, nest"
+    ):
         _make(name="adamw")
 
 
@@ -169,6 +199,16 @@ GRADIENTS = [
 DECAY, RATE = 0.1, 0.05
 
 
+def naive_nesterov(w, gradients, *, is_kernel):
+    """As the documentation of torch.optim.SGD(nesterov=True) writes it."""
+    moment = np.zeros_like(w)
+    for g in gradients:
+        g = g + DECAY * w  # of biases too
+        moment = 0.9 * moment + g
+        w = w - RATE * (g + 0.9 * moment)
+    return w
+
+
 def naive_lars(w, gradients, *, is_kernel):
     moment = np.zeros_like(w)
     for g in gradients:
@@ -193,9 +233,11 @@ def naive_lamb(w, gradients, *, is_kernel):
     return w
 
 
-@pytest.mark.parametrize("naive", [naive_lars, naive_lamb], ids=["lars", "lamb"])
-def test_optimisers_of_large_batches_equal_their_formulas(naive, request):
-    name = request.node.callspec.id
+@pytest.mark.parametrize(
+    ("name", "naive"),
+    [("nesterov", naive_nesterov), ("lars", naive_lars), ("lamb", naive_lamb)],
+)
+def test_optimisers_equal_their_formulas(name, naive):
     with jax.enable_x64(True):
         tx, _ = _make(name=name, peak_lr=RATE, min_lr=RATE, weight_decay=DECAY)
         params = {key: jnp.array(value) for key, value in PARAMS.items()}

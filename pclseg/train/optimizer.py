@@ -1,6 +1,6 @@
 """Optimisers with PyTorch's numbers, and the learning rate of every step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,11 @@ _EPSILON = 1e-8
 # Of LARS, You et al. 2017, arXiv 1708.03888: trust in the size of a layer.
 _TRUST = 1e-3
 _POWERS = {"linear": 1.0, "sqrt": 0.5}  # of the batch, in the learning rate
+# What is left of the peak when this share, 0..1, of the stage is over.
+_SHAPES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "cosine": lambda share: 0.5 * (1.0 + jnp.cos(jnp.pi * share)),
+    "poly": lambda share: (1.0 - share) ** 0.9,  # Chen et al., arXiv 1606.00915
+}
 
 
 def make(
@@ -24,6 +29,7 @@ def make(
     name: str,
     peak_lr: float,
     min_lr: float,
+    schedule: str = "cosine",
     lr_batch_size: int,
     lr_scaling: str,
     momentum: float,
@@ -35,10 +41,10 @@ def make(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its schedule.
 
-    With "sgd" and "adam", weight decay is L2 added to the gradient of all parameters,
-    biases and normalisation included, before momentum or Adam's moments: not the
-    decoupled decay of AdamW. With the two for large batches it is that of their papers
-    and of kernels alone, biases and normalisation excluded:
+    With "sgd", "nesterov" and "adam", weight decay is L2 added to the gradient of all
+    parameters, biases and normalisation included, before momentum or Adam's moments:
+    not the decoupled decay of AdamW. With the two for large batches it is that of their
+    papers and of kernels alone, biases and normalisation excluded:
 
     - "lars", You et al. 2017, arXiv 1708.03888, as SimCLR uses it: the update of every
       kernel w is lr * 0.001 |w| / |g| * g with g = gradient + weight_decay w, and
@@ -47,14 +53,17 @@ def make(
       direction + weight_decay w.
 
     Args:
-        name: "sgd" (no Nesterov, no dampening), "adam", "lars" or "lamb".
-        peak_lr: learning rate at the top of the cosine.
+        name: "sgd" (no Nesterov, no dampening), "nesterov" (SGD with that momentum, as
+            PyTorch computes it), "adam", "lars" or "lamb".
+        peak_lr: learning rate at the top of the schedule.
         min_lr: floor of the learning rate.
+        schedule: at step T of N "cosine", 0.5 peak (1 + cos(pi T / N)), or "poly", peak
+            (1 - T / N)^0.9.
         lr_batch_size: slices of the batches that these two rates are for; 0 where they
             are for whatever the batch is.
         lr_scaling: both rates grow with batch_size / lr_batch_size ("linear", Goyal et
             al. 2017, arXiv 1706.02677) or with its square root ("sqrt").
-        momentum: of SGD and LARS; the first beta of Adam and LAMB.
+        momentum: of SGD, Nesterov and LARS; the first beta of Adam and LAMB.
         weight_decay: factor of the parameters in the gradient.
         warmup_steps: steps of linear warm-up; 0 for none.
         frozen: top-level modules of the network, such as "encoder", whose parameters
@@ -71,19 +80,21 @@ def make(
             transformation, for a module in `frozen` that the network lacks.
     """
     growth = (batch_size / (lr_batch_size or batch_size)) ** _POWERS[lr_scaling]
-    schedule = _cosine(
+    learning_rate = _schedule(
+        _SHAPES[schedule],
         peak_lr=peak_lr * growth,
         min_lr=min_lr * growth,
         warmup_steps=warmup_steps,
         total_steps=total_steps,
     )
-    rate = optax.scale_by_learning_rate(schedule)
+    rate = optax.scale_by_learning_rate(learning_rate)
     decay = optax.add_decayed_weights(weight_decay)
     kernel_decay = optax.add_decayed_weights(weight_decay, mask=_are_kernels)
     adam = optax.scale_by_adam(momentum, _BETA2, _EPSILON)
     chains = {
         "adam": (decay, adam, rate),
         "sgd": (decay, optax.trace(momentum), rate),
+        "nesterov": (decay, optax.trace(momentum, nesterov=True), rate),
         "lars": (kernel_decay, _by_size(_TRUST), rate, optax.trace(momentum)),
         "lamb": (adam, kernel_decay, _by_size(1.0), rate),
     }
@@ -91,7 +102,7 @@ def make(
         known = ", ".join(chains)
         raise UserError(f"optimizer.name is {name!r}; known optimizers are: {known}.")
     freeze = [_freeze(frozen)] if frozen else []
-    return optax.chain(*chains[name], *freeze), schedule
+    return optax.chain(*chains[name], *freeze), learning_rate
 
 
 def _are_kernels(params: Any) -> Any:
@@ -120,10 +131,15 @@ def _freeze(names: Sequence[str]) -> optax.GradientTransformation:
     return optax.masked(optax.set_to_zero(), is_frozen)
 
 
-def _cosine(
-    *, peak_lr: float, min_lr: float, warmup_steps: int, total_steps: int
+def _schedule(
+    shape: Callable[[jax.Array], jax.Array],
+    *,
+    peak_lr: float,
+    min_lr: float,
+    warmup_steps: int,
+    total_steps: int,
 ) -> optax.Schedule:
-    """lr(T) = max(0.5 peak (1 + cos(pi T / N)), min) for steps T = 0, 1, ..., N - 1.
+    """lr(T) = max(peak shape(T / N), min) for steps T = 0, 1, ..., N - 1.
 
     During warm-up this is multiplied by (T + 1) / warmup_steps. From step N on, lr(N).
     """
@@ -136,7 +152,7 @@ def _cosine(
     def schedule(step: ArrayLike) -> jax.Array:
         step = jnp.asarray(step)
         share = jnp.asarray(jnp.minimum(step, total_steps), float) / total_steps
-        lr = jnp.maximum(0.5 * peak_lr * (1.0 + jnp.cos(jnp.pi * share)), min_lr)
+        lr = jnp.maximum(peak_lr * shape(share), min_lr)
         return lr * jnp.minimum((step + 1) / max(warmup_steps, 1), 1.0)
 
     return schedule
