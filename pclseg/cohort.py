@@ -78,6 +78,23 @@ def make_splits(
     )
 
 
+def left_out(data: ml_collections.ConfigDict, infos: Sequence[CaseInfo]) -> list[str]:
+    """A line on patients of the split file that the dataset lacks; none if complete."""
+    file = data.split.file
+    if not file:
+        return []
+    absent = splits.left_out(file, _patients(infos), fold=data.split.fold)
+    if not absent:
+        return []
+    shown = ", ".join(
+        f"{len(who)} of {side} ({', '.join(who)})" for side, who in absent.items()
+    )
+    return [
+        f"split: the dataset lacks patients of {file}, who are left out: {shown}; where"
+        " one would be labelled, the next one of the draw takes its place"
+    ]
+
+
 def _patients(infos: Iterable[CaseInfo]) -> list[str]:
     return list(dict.fromkeys(info.patient for info in infos))
 

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from pclseg import parallel
+from pclseg import cohort, parallel
 from pclseg.building import Outline, Stage
 from pclseg.data import slices
 from pclseg.methods.base import Batch
@@ -34,6 +34,7 @@ def describe(
         f" {len(split.labelled)} of them labelled ({', '.join(split.labelled)});"
         f" {len(split.validation)} validation, {len(split.test)} test,"
         f" {len(split.unlabelled)} without label",
+        *cohort.left_out(config.data, outline.infos),
     ]
     for stage in outline.stages.values():
         lines += _stage_lines(stage, devices)

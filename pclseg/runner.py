@@ -115,6 +115,8 @@ def execute(
     dataset, split = outline.dataset, outline.split
     _check_splits(workdir, outline)
     write_json(workdir / "splits.json", outline.all_splits)
+    for line in cohort.left_out(config.data, outline.infos):
+        log.warning("%s", line)
     with stop.interruptible():
         path = processes.first_then_others(
             lambda: cohort.prepare_dataset(config.data, dataset, log.info)

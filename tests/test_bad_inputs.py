@@ -648,6 +648,25 @@ def test_split_file(content, expected, place, capsys):
     assert not (place / "run").exists()
 
 
+def test_run_and_dry_run_say_whom_a_split_file_leaves_out(place, capsys):
+    path = place / "mine.json"
+    fold = {"train": ["gone", "case00", "case03"], "validation": ["case01"]}
+    fold["draw"] = fold["train"]
+    path.write_text(json.dumps({"absent": "leave out", "folds": [fold]}))
+    args = arguments(place, f"--config.data.split.file={path}", "--stages=prepare")
+    args.append("--config.data.split.labelled=1")
+    said = f"split: the dataset lacks patients of {path}, who are left out: 1 of train"
+    code, stderr = call_main(capsys, *args, "--dry_run")
+    assert code == 0 and said in stderr, stderr
+    assert "2 training patients, 1 of them labelled (case00);" in stderr
+    code, stderr = call_main(capsys, *args)
+    assert code == 0 and f"warning: {said}" in stderr, stderr
+    assert said in (place / "run" / "log.txt").read_text()
+    used = json.loads((place / "run" / "splits.json").read_text())
+    kept = {"train": fold["train"][1:], "validation": ["case01"]}
+    assert used["folds"] == [{**kept, "draw": kept["train"]}]
+
+
 def test_acdc_patient_without_its_label(place, capsys):
     acdc_tree(place / "ACDC", patients=3)
     folder = place / "ACDC" / "training" / "patient003"

@@ -1,6 +1,7 @@
 """Who is in which part of a run."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -124,6 +125,23 @@ def test_patient_with_one_labelled_volume_is_no_unlabelled_patient(place):
         "p3",
         "p4",
     ]
+
+
+def test_one_line_says_who_of_a_split_file_is_left_out(place, tmp_path):
+    data = config_for(place).data
+    assert cohort.left_out(data, INFOS) == []
+    path = tmp_path / "mine.json"
+    fold = {"train": ["p9", "p1", "p8"], "validation": ["p3", "p7"]}
+    path.write_text(json.dumps({"absent": "leave out", "folds": [fold]}))
+    data.split.file = str(path)
+    (line,) = cohort.left_out(data, INFOS)
+    assert line == (
+        f"split: the dataset lacks patients of {path}, who are left out: 2 of train"
+        " (p9, p8), 1 of validation (p7); where one would be labelled, the next one of"
+        " the draw takes its place"
+    )
+    path.write_text(json.dumps({"folds": [{"train": ["p1"], "validation": ["p3"]}]}))
+    assert cohort.left_out(data, INFOS) == []
 
 
 @pytest.mark.parametrize("fold", range(5))

@@ -4,9 +4,12 @@ import json
 import random
 
 import pytest
-from tiny_nifti import chd_tree, hvsmr_tree, mmwhs_tree
+from tiny_nifti import ROOT, chd_tree, hvsmr_tree, mmwhs_tree
 
+from pclseg import cohort
+from pclseg.config import load_config
 from pclseg.data import datasets, splits
+from pclseg.data.datasets import acdc
 from pclseg.errors import UserError
 
 # Ids of the published protocol (KFold seed 12345, draw seed 1234): per fold the
@@ -93,6 +96,9 @@ DRAW_PLACES = {
     ("mmwhs", 0): "14 1 0 15 9 13 12 11 5 8",
     ("hvsmr", 0): "7 0 6 5 4 2",
 }
+SSL4MIS = ROOT / "configs" / "splits" / "acdc_ssl4mis.json"
+# What the copy of ACDC lacks that has 80 patients.
+MISSING = "1 4 13 19 22 31 33 36 43 44 46 54 68 71 80 83 84 90 98 99"
 LABELLED = ["a1", "a2", "a3", "a4", "a5"]
 UNLABELLED = ["u1", "u2"]
 
@@ -279,6 +285,10 @@ def one_fold(**changes):
     return {"folds": [{"train": ["a1", "a2"], "validation": ["a3"], **changes}]}
 
 
+def leaving_out(**changes):
+    return {"absent": "leave out", **one_fold(**changes)}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -305,6 +315,17 @@ def one_fold(**changes):
         ({**one_fold(), "draw_seed": "x"}, ["'draw_seed' is 'x'"]),
         ({**one_fold(), "tests": ["a4"]}, ["'tests'", "Did you mean 'test'?"]),
         (one_fold(test=["a4"]), ["fold 0", "'test'", "train, validation, draw"]),
+        ({**one_fold(), "absent": "drop"}, ["'drop'", "'refuse' or 'leave out'"]),
+        ({**one_fold(train=["a1", "b"]), "absent": "refuse"}, ["'b' is not in the"]),
+        (leaving_out(train=["b", "c"]), ["fold 0", "none of the patients of 'train'"]),
+        (leaving_out(validation=["b"]), ["fold 0", "patients of 'validation'"]),
+        (leaving_out(train=["a1", "b"], draw=["b"]), ["fold 0", "patients of 'draw'"]),
+        ({**leaving_out(), "test": ["b"]}, ["none of the patients of 'test'"]),
+        ({**leaving_out(), "unlabelled": ["b"]}, ["patients of 'unlabelled'"]),
+        (leaving_out(train=["a1", "b", "b"]), ["'b' is named twice"]),
+        (leaving_out(train=["a1", "b"], draw=["c"]), ["'c'", "but not in 'train'"]),
+        ({**leaving_out(train=["a1", "b"]), "test": ["b"]}, ["'b'", "'train'"]),
+        (leaving_out(train=["a1", "u1"]), ["'u1' has no label"]),
     ],
 )
 def test_a_wrong_file_is_explained_in_one_line(tmp_path, content, words):
@@ -365,3 +386,108 @@ def test_holdout_that_leaves_too_few_is_refused():
         splits.select(made, fold=0, labelled=1, holdout=size)
     with pytest.raises(UserError, match="expected 1 to 1, or 0 for all"):
         splits.select(made, fold=0, labelled=2, holdout=size - 1)
+
+
+def test_absent_patients_leave_every_list_and_the_next_of_the_draw_move_up(tmp_path):
+    fold = {"train": ["b", "a2", "a1"], "validation": ["a3", "c"]}
+    path = write(
+        tmp_path,
+        {
+            **leaving_out(**fold, draw=["b", "a1", "a2"]),
+            "test": ["d", "a4"],
+            "unlabelled": ["u2", "e"],
+        },
+    )
+    read = splits.read_splits(path, LABELLED, UNLABELLED)
+    assert "absent" not in read
+    kept = {"train": ["a2", "a1"], "validation": ["a3"], "draw": ["a1", "a2"]}
+    assert read["folds"] == [kept]
+    assert (read["test"], read["unlabelled"]) == (["a4"], ["u2"])
+    assert splits.select(read, fold=0, labelled=1, holdout=0).labelled == ("a1",)
+    with pytest.raises(UserError, match="labelled is 3; fold 0 has 2 .* to train on"):
+        splits.select(read, fold=0, labelled=3, holdout=0)
+    absent = {"train": ["b"], "validation": ["c"], "test": ["d"], "unlabelled": ["e"]}
+    assert splits.left_out(path, LABELLED + UNLABELLED, fold=0) == absent
+
+
+def test_who_is_left_out_is_of_the_fold_and_nobody_of_a_complete_dataset(tmp_path):
+    folds = one_fold(train=["a1", 7])["folds"] + one_fold(validation=["a4"])["folds"]
+    path = write(tmp_path, {"absent": "leave out", "folds": folds})
+    assert splits.left_out(path, LABELLED, fold=0) == {"train": ["7"]}
+    assert splits.left_out(path, LABELLED, fold=1) == {}
+
+
+def test_a_draw_that_is_not_in_the_file_does_not_depend_on_who_is_absent(tmp_path):
+    path = write(tmp_path, leaving_out(train=["a1", "a2", "b", "a4", "a5"]))
+    complete = splits.read_splits(path, [*LABELLED, "b"], ())["folds"][0]["draw"]
+    left = splits.read_splits(path, LABELLED, ())["folds"][0]["draw"]
+    assert left == [patient for patient in complete if patient != "b"]
+
+
+def patients(numbers):
+    return [f"patient{int(number):03d}" for number in numbers.split()]
+
+
+ACDC_PATIENTS = list(acdc.TRAINING_PATIENTS)
+
+
+def test_the_split_of_ssl4mis_has_its_sizes_and_its_labelled_patients():
+    read = splits.read_splits(SSL4MIS, ACDC_PATIENTS, ())
+    (fold,) = read["folds"]
+    assert (len(fold["train"]), len(fold["validation"])) == (70, 10)
+    assert fold["validation"] == patients("2 19 28 30 39 45 78 82 85 87")
+    assert read["test"] == patients(
+        "1 7 8 11 13 22 24 33 52 59 64 65 66 68 75 80 81 83 84 93"
+    )
+    everyone = fold["train"] + fold["validation"] + read["test"]
+    assert sorted(everyone) == ACDC_PATIENTS
+    for labelled, expected in (
+        (1, "99"),
+        (3, "99 38 50"),
+        (7, "99 38 50 100 58 21 49"),
+    ):
+        split = splits.select(read, fold=0, labelled=labelled, holdout=0)
+        assert split.labelled == tuple(patients(expected))
+
+
+def test_the_rest_of_its_draw_is_seeded():
+    read = splits.read_splits(SSL4MIS, ACDC_PATIENTS, ())
+    (fold,) = read["folds"]
+    rest = sorted(set(fold["train"]) - set(fold["draw"][:7]))
+    assert read["draw_seed"] == 1234
+    assert fold["draw"][7:] == random.Random(1234).sample(rest, 63)
+
+
+def test_the_split_of_ssl4mis_on_a_copy_with_80_patients():
+    copy = sorted(set(ACDC_PATIENTS) - set(patients(MISSING)))
+    check_80_patients(splits.read_splits(SSL4MIS, copy, ()))
+    assert splits.left_out(SSL4MIS, copy, fold=0) == {
+        "train": patients("4 31 36 43 44 46 54 71 90 98 99"),
+        "validation": ["patient019"],
+        "test": patients("1 13 22 33 68 80 83 84"),
+    }
+
+
+def check_80_patients(read):
+    (fold,) = read["folds"]
+    sizes = (len(fold["train"]), len(fold["validation"]), len(read["test"]))
+    assert sizes == (59, 9, 12)
+    assert fold["draw"][:6] == patients("38 50 100 58 21 49")
+    assert sorted(fold["draw"]) == sorted(fold["train"])
+
+
+@pytest.mark.data
+def test_the_split_of_ssl4mis_fits_the_real_headers(shared_data):
+    data = load_config(f"{ROOT}/configs/scratch_acdc.py").data
+    data.raw_dir, data.split.file = str(shared_data / "ACDC"), str(SSL4MIS)
+    data.split.labelled = 3
+    _, infos, split, all_splits = cohort.plan_data(data)
+    check_80_patients(all_splits)
+    assert split.labelled == tuple(patients("38 50 100"))
+    volumes = [
+        len(cohort.rows_of(infos, split, subset, transductive=False))
+        for subset in ("train", "validation", "test")
+    ]
+    assert volumes == [2 * 59, 2 * 9, 2 * 12]
+    (line,) = cohort.left_out(data, infos)
+    assert "1 of validation (patient019), 8 of test" in line

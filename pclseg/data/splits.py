@@ -13,8 +13,11 @@ from pclseg.data.datasets.base import natural_key
 from pclseg.errors import UserError
 from pclseg.named import nearest
 
-FILE_KEYS = ("folds", "test", "unlabelled", "draw_seed", "fold_seed")
+FILE_KEYS = ("folds", "test", "unlabelled", "draw_seed", "fold_seed", "absent")
 FOLD_KEYS = ("train", "validation", "draw")
+LEAVE_OUT = "leave out"
+ABSENT = ("refuse", LEAVE_OUT)  # what to do about patients that the dataset lacks
+SIDES = ("train", "validation", "test", "unlabelled")  # a patient is in one of them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,7 +162,9 @@ def read_splits(
     Required is "folds", each with "train" and "validation". A fold without "draw" gets
     one as in `make_splits`; a file without "unlabelled" gets all unlabelled patients;
     "test" (default: nobody) is apart from all folds. Any number of folds may share
-    validation patients, e.g. repeated splits.
+    validation patients, e.g. repeated splits. "absent" (default: "refuse") may be
+    "leave out": patients that the dataset lacks are then dropped from every list, so
+    that the next ones of a draw move up. `left_out` tells whom it is about.
 
     Args:
         path: JSON file.
@@ -169,20 +174,24 @@ def read_splits(
 
     Raises:
         UserError: no JSON; missing or unknown key; unknown patient; a patient twice or
-            on two sides; a fold without patients; no label where one is needed.
+            on two sides; a fold without patients; no label where one is needed; a list
+            whose patients are all left out.
     """
     path = Path(path)
     content = _read_object(path)
     _check_keys(content, FILE_KEYS, str(path))
     labelled = set(labelled_patients)
     without_label = sorted(set(unlabelled_patients) - labelled, key=natural_key)
-    known = labelled.union(without_label)
+    present = labelled.union(without_label)
+    # Whom a file may leave out is checked like everybody else, and dropped at the end.
+    known = None if _leaves_out(content, path) else present
+    barred = set(without_label)
     seed = content.get("draw_seed", draw_seed)
     if type(seed) is not int:
         raise UserError(f"{path}: 'draw_seed' is {seed!r}; expected an integer.")
-    test = _patients(content.get("test", []), f"{path}: 'test'", known, labelled)
+    test = _patients(content.get("test", []), f"{path}: 'test'", known, barred)
     unlabelled = _patients(
-        content.get("unlabelled", without_label), f"{path}: 'unlabelled'", known, known
+        content.get("unlabelled", without_label), f"{path}: 'unlabelled'", known, set()
     )
     folds = content.get("folds")
     if not isinstance(folds, list) or not folds:
@@ -193,16 +202,41 @@ def read_splits(
     read = []
     for number, fold in enumerate(folds):
         where = f"{path}: fold {number}"
-        fold = _fold(fold, where, known, labelled, seed)
+        fold = _fold(fold, where, known, barred, seed)
         _check_apart({**fold, "test": test, "unlabelled": unlabelled}, where)
-        read.append(fold)
+        read.append({key: _kept(fold[key], present, where, key) for key in FOLD_KEYS})
+    test = _kept(test, present, str(path), "test")
     return {
         **({"fold_seed": content["fold_seed"]} if "fold_seed" in content else {}),
         "draw_seed": seed,
-        "unlabelled": unlabelled,
+        "unlabelled": _kept(unlabelled, present, str(path), "unlabelled"),
         **({"test": test} if test else {}),
         "folds": read,
     }
+
+
+def left_out(
+    path: str | Path, patients: Iterable[str], *, fold: int
+) -> dict[str, list[str]]:
+    """Whom a split file names in vain.
+
+    Args:
+        path: a file that `read_splits` takes.
+        patients: all ids of the dataset.
+        fold: of the run.
+
+    Returns:
+        {"train", "validation", "test" or "unlabelled": those of its patients, of this
+        fold, that are left out}; without the lists that are complete.
+    """
+    content = _read_object(Path(path))
+    named = {**content["folds"][fold], **content}
+    present = set(patients)
+    absent = {
+        side: [str(p) for p in named.get(side, ()) if str(p) not in present]
+        for side in SIDES
+    }
+    return {side: names for side, names in absent.items() if names}
 
 
 def _check_folds(patients: int, folds: int, fold_seed: int) -> None:
@@ -238,6 +272,27 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def _leaves_out(content: Mapping[str, Any], path: Path) -> bool:
+    absent = content.get("absent", ABSENT[0])
+    if absent not in ABSENT:
+        raise UserError(
+            f"{path}: 'absent' is {absent!r}; expected"
+            f" {' or '.join(map(repr, ABSENT))}."
+        )
+    return absent == LEAVE_OUT
+
+
+def _kept(patients: list[str], present: set[str], where: str, key: str) -> list[str]:
+    """Those of `patients` that the dataset has."""
+    kept = [patient for patient in patients if patient in present]
+    if patients and not kept:
+        raise UserError(
+            f"{where}: the dataset has none of the patients of {key!r}, and a list is"
+            " not left out as a whole; name one that it has."
+        )
+    return kept
+
+
 def _check_keys(content: Iterable[str], known: Sequence[str], where: str) -> None:
     for key in content:
         if key not in known:
@@ -248,7 +303,7 @@ def _check_keys(content: Iterable[str], known: Sequence[str], where: str) -> Non
 
 
 def _fold(
-    fold: Any, where: str, known: set[str], labelled: set[str], draw_seed: int
+    fold: Any, where: str, known: set[str] | None, barred: set[str], draw_seed: int
 ) -> dict[str, list[str]]:
     if not isinstance(fold, dict):
         raise UserError(
@@ -259,12 +314,12 @@ def _fold(
     for key in ("train", "validation"):
         if key not in fold:
             raise UserError(f"{where} lacks the key {key!r}; add its list of patients.")
-        sides[key] = _patients(fold[key], f"{where}, {key!r}", known, labelled)
+        sides[key] = _patients(fold[key], f"{where}, {key!r}", known, barred)
         if not sides[key]:
             raise UserError(f"{where}, {key!r} is empty; name at least one patient.")
     train = sides["train"]
     drawn = fold.get("draw", random.Random(draw_seed).sample(train, len(train)))
-    sides["draw"] = _patients(drawn, f"{where}, 'draw'", known, labelled)
+    sides["draw"] = _patients(drawn, f"{where}, 'draw'", known, barred)
     if not sides["draw"]:
         raise UserError(
             f"{where}, 'draw' is empty; name patients or leave the key out."
@@ -278,19 +333,28 @@ def _fold(
     return sides
 
 
-def _patients(value: Any, where: str, known: set[str], allowed: set[str]) -> list[str]:
-    """`value` as a list of ids that are `known`, `allowed` there, and named once."""
+def _patients(
+    value: Any, where: str, known: set[str] | None, barred: set[str]
+) -> list[str]:
+    """`value` as a list of ids, each named once.
+
+    Args:
+        value: of the file.
+        where: it stands, for messages.
+        known: ids that there are; None where others may be named, too.
+        barred: ids that may not stand there, since they have no label.
+    """
     if not isinstance(value, list) or not all(type(p) in (str, int) for p in value):
         raise UserError(f"{where} is not a list of patient ids; expected such a list.")
     patients = [str(patient) for patient in value]
     seen: set[str] = set()
     for patient in patients:
-        if patient not in known:
+        if known is not None and patient not in known:
             raise UserError(
                 f"{where}: patient {patient!r} is not in the dataset."
                 f"{nearest(patient, sorted(known)) or ' Check its id.'}"
             )
-        if patient not in allowed:
+        if patient in barred:
             raise UserError(
                 f"{where}: patient {patient!r} has no label; move it to 'unlabelled'."
             )
@@ -305,7 +369,7 @@ def _patients(value: Any, where: str, known: set[str], allowed: set[str]) -> lis
 def _check_apart(groups: Mapping[str, Iterable[str]], where: str) -> None:
     """Raises UserError if a patient is in two of the groups that must not mix."""
     owner: dict[str, str] = {}
-    for group in ("train", "validation", "test", "unlabelled"):
+    for group in SIDES:
         for patient in groups[group]:
             if patient in owner:
                 raise UserError(
