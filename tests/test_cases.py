@@ -44,6 +44,8 @@ def _row(case, class_name, dice, hd95, *, predicted=5, labelled=5, nsd=0.5):
         "nsd": nsd,
         "predicted_voxels": predicted,
         "labelled_voxels": labelled,
+        "dice_legacy": 0.25,
+        "asd_legacy_voxel": 0.5,
     }
 
 
@@ -69,6 +71,7 @@ def test_unknown_spacing_leaves_only_dice():
         _info(spacing_known=False), label, label, NAMES, tolerance_mm=2
     )
     assert [row["dice"] for row in rows] == [1, 1]
+    assert [row["asd_legacy_voxel"] for row in rows] == [0, 0]
     assert all(math.isnan(row[m]) for row in rows for m in ("hd95_mm", "asd_mm", "nsd"))
     assert cases.exclusions(rows)["spacing_unknown"] == 2
 
@@ -106,7 +109,32 @@ def test_file_gives_back_the_rows_bit_for_bit(tmp_path):
     # repr of a float is exact, and shows NaN and int for what they are.
     assert repr(cases.read_cases(tmp_path / "cases.csv")) == repr(rows)
     last = (tmp_path / "cases.csv").read_text().splitlines()[-1]
-    assert last == '"b, ""c""","b, ""c""",1,2,LV,,,,,0,5'
+    assert last == '"b, ""c""","b, ""c""",1,2,LV,,,,,0,5,0.25,0.5'
+
+
+def test_legacy_scores_are_those_of_the_authors_where_a_mask_is_empty():
+    names = ("background", "RV", "LV", "a", "b")
+    label = _volume(RV=(0, 4), LV=(5, 9))
+    prediction = _volume(RV=(0, 4))
+    prediction[0, :2] = 3
+    rows = cases.case_rows(_info(), prediction, label, names, tolerance_mm=2)
+    found = {row["class_name"]: (row["dice_legacy"], row["dice"]) for row in rows}
+    assert found["RV"] == (1, 1)
+    assert found["LV"] == (0, 0)  # missed
+    assert found["a"] == (1, 0)  # only predicted
+    assert found["b"][0] == 0 and math.isnan(found["b"][1])  # in neither
+    assert [row["asd_legacy_voxel"] for row in rows] == [0, 0, 0, 0]
+
+
+def test_file_of_an_earlier_run_has_no_legacy_scores(tmp_path):
+    path = tmp_path / "cases.csv"
+    columns = [key for key in cases.COLUMNS if key not in cases.LEGACY]
+    path.write_text(",".join(columns) + "\na,p,1,1,RV,0.5,2,1,0.25,7,9\n")
+    (row,) = cases.read_cases(path)
+    assert (row["dice"], row["labelled_voxels"]) == (0.5, 9)
+    assert list(row) == list(cases.COLUMNS)
+    assert all(math.isnan(row[metric]) for metric in cases.LEGACY)
+    assert cases.summarise([row])["overall"]["dice_legacy"]["n"] == 0
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
@@ -123,22 +151,38 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
     [
         ("case,dice\na,1\n", "lacks the columns patient"),
         ("", "lacks the columns case"),
-        (",".join(cases.COLUMNS) + "\na,p,1,1,RV,high,,,,1,1\n", "broken row .*high"),
+        (",".join(cases.COLUMNS) + "\na,p,1,1,RV,high,,,,1,1,,\n", "broken row .*high"),
         (",".join(cases.COLUMNS) + "\na,p,1\n", "broken row"),
-        (",".join(cases.COLUMNS) + "\na,p,1,1,RV,inf,,,,1,1\n", "dice of case 'a' is"),
-        (",".join(cases.COLUMNS) + "\na,p,1,1,RV,-3,,,,1,1\n", "dice of case 'a' is"),
-        (",".join(cases.COLUMNS) + "\na,p,1,1,RV,1,-1,,,1,1\n", "hd95_mm of case 'a'"),
-        (",".join(cases.COLUMNS) + "\na,p,1,1,RV,1,,inf,,1,1\n", "asd_mm of case 'a'"),
-        (",".join(cases.COLUMNS) + "\na,p,1,1,RV,1,,,1.5,1,1\n", "nsd of case 'a' is"),
         (
-            ",".join(cases.COLUMNS) + 2 * "\na,p,1,1,RV,1,,,,1,1",
+            ",".join(cases.COLUMNS) + "\na,p,1,1,RV,inf,,,,1,1,,\n",
+            "dice of case 'a' is",
+        ),
+        (",".join(cases.COLUMNS) + "\na,p,1,1,RV,-3,,,,1,1,,\n", "dice of case 'a' is"),
+        (
+            ",".join(cases.COLUMNS) + "\na,p,1,1,RV,1,-1,,,1,1,,\n",
+            "hd95_mm of case 'a'",
+        ),
+        (
+            ",".join(cases.COLUMNS) + "\na,p,1,1,RV,1,,inf,,1,1,,\n",
+            "asd_mm of case 'a'",
+        ),
+        (
+            ",".join(cases.COLUMNS) + "\na,p,1,1,RV,1,,,1.5,1,1,,\n",
+            "nsd of case 'a' is",
+        ),
+        (
+            ",".join(cases.COLUMNS) + "\na,p,1,1,RV,1,,,,1,1,1.5,\n",
+            "dice_legacy of case 'a' is",
+        ),
+        (
+            ",".join(cases.COLUMNS) + 2 * "\na,p,1,1,RV,1,,,,1,1,,",
             "'a' has class 'RV' tw",
         ),
         ("x" * 200_000, "broken row"),
     ],
     ids=[
         *("other", "empty", "word", "short", "dice inf", "dice < 0", "hd95 < 0"),
-        *("asd inf", "nsd > 1", "twice", "huge cell"),
+        *("asd inf", "nsd > 1", "legacy > 1", "twice", "huge cell"),
     ],
 )
 def test_a_file_that_is_no_table_of_cases_is_named(tmp_path, text, message):
@@ -173,6 +217,8 @@ def test_summary_is_mean_sample_sd_and_counts():
     counts = {k: summary["overall"][k] for k in ("both_empty", "one_empty")}
     assert counts == {"both_empty": 1, "one_empty": 1}
     assert summary["overall"]["spacing_unknown"] == 1
+    legacy = {"mean": 0.25, "sd": 0.0, "n": 3}  # every row has one, also an empty one
+    assert summary["overall"]["dice_legacy"] == rv["dice_legacy"] == legacy
 
 
 def test_missing_more_organs_never_raises_dice_or_nsd():

@@ -45,6 +45,8 @@ def _rows(patients, rng):
                 "nsd": 0.0 if missed else dice / 2,
                 "predicted_voxels": 0 if missed else 5,
                 "labelled_voxels": 5,
+                "dice_legacy": 0.0 if missed else dice,
+                "asd_legacy_voxel": 0.0 if missed else distance / 4,
             }
 
 

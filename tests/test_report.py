@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_diagnostics import embedded
-from test_tables import write_run
+from test_tables import as_before_the_legacy_scores, write_run
 from test_tfds_store import make_volume, write
 
 from pclseg import diagnostics
@@ -55,6 +55,8 @@ def make_rows(patients, rng):
             "nsd": dice / 2,
             "predicted_voxels": 5,
             "labelled_voxels": 5,
+            "dice_legacy": dice,
+            "asd_legacy_voxel": distance / 4,
         }
 
 
@@ -453,6 +455,15 @@ def test_a_name_that_is_no_text_does_not_stop_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "make_page", lambda *_, **__: "--workdir=\udcff")
     page.write_page(tmp_path / "report.html", [tmp_path], baseline=None)
     assert (tmp_path / "report.html").read_text() == "--workdir=?"
+
+
+def test_runs_of_an_earlier_version_are_reported_beside_new_ones(tmp_path):
+    old = as_before_the_legacy_scores(make_run(tmp_path / "old", arm="scratch"))
+    page.write_page(tmp_path / "old.html", [old], baseline=None)
+    assert "SSL4MIS" not in (tmp_path / "old.html").read_text()
+    new = make_run(tmp_path / "new", arm="pcl")
+    page.write_page(tmp_path / "both.html", [old, new], baseline=None)
+    assert "As the authors of SSL4MIS" in (tmp_path / "both.html").read_text()
 
 
 def test_cases_are_shown_with_the_prediction_in_the_run(tmp_path):

@@ -26,18 +26,22 @@ def _naive(a, b, spacing, tolerance):
                 near[axis] += step
                 inside = all(0 <= i < n for i, n in zip(near, mask.shape, strict=True))
                 if not inside or not mask[tuple(near)]:
-                    found.append(voxel * np.asarray(spacing, np.float64))
+                    found.append(voxel)
                     break
         return np.array(found)
 
-    points_a, points_b = surface(a), surface(b)
-    distance = np.array([[math.dist(p, q) for q in points_b] for p in points_a])
+    def distances(unit):
+        points_a, points_b = surface(a) * unit, surface(b) * unit
+        return np.array([[math.dist(p, q) for q in points_b] for p in points_a])
+
+    distance = distances(np.asarray(spacing, np.float64))
     a_to_b, b_to_a = distance.min(axis=1), distance.min(axis=0)
     both = np.concatenate([a_to_b, b_to_a])
     return {
         "hd95_mm": np.percentile(both, 95),
         "asd_mm": (a_to_b.mean() + b_to_a.mean()) / 2,
         "nsd": np.mean(both <= tolerance),
+        "asd_legacy_voxel": distances(1.0).min(axis=1).mean(),
     }
 
 
@@ -50,7 +54,8 @@ def test_two_voxels_3_mm_apart(other, spacing):
     a, b = np.zeros((4, 4, 4), bool), np.zeros((4, 4, 4), bool)
     a[0, 0, 0] = b[other] = True
     found = surface_metrics(a, b, spacing, tolerance_mm=2.9)
-    assert found == pytest.approx({"hd95_mm": 3, "asd_mm": 3, "nsd": 0})
+    expected = {"hd95_mm": 3, "asd_mm": 3, "nsd": 0, "asd_legacy_voxel": max(other)}
+    assert found == pytest.approx(expected)
     assert surface_metrics(a, b, spacing, tolerance_mm=3)["nsd"] == 1
 
 
@@ -59,7 +64,8 @@ def test_plates_apart_measure_their_gap_in_mm():
     a = _box((9, 8, 8), (1, 0, 0), (2, 8, 8))
     b = _box((9, 8, 8), (5, 0, 0), (6, 8, 8))
     found = surface_metrics(a, b, (2.5, 1, 1), tolerance_mm=9.9)
-    assert found == pytest.approx({"hd95_mm": 10, "asd_mm": 10, "nsd": 0})
+    expected = {"hd95_mm": 10, "asd_mm": 10, "nsd": 0, "asd_legacy_voxel": 4}
+    assert found == pytest.approx(expected)
 
 
 def test_cube_shifted_by_a_voxel_of_anisotropic_spacing():
@@ -79,7 +85,7 @@ def test_cube_shifted_by_a_voxel_of_anisotropic_spacing():
 def test_equal_masks_are_perfect():
     mask = _box((5, 6, 7), (1, 1, 1), (4, 5, 6))
     found = surface_metrics(mask, mask, (3, 1, 1), tolerance_mm=0)
-    assert found == {"hd95_mm": 0, "asd_mm": 0, "nsd": 1}
+    assert found == {"hd95_mm": 0, "asd_mm": 0, "nsd": 1, "asd_legacy_voxel": 0}
 
 
 def test_mask_has_surface_at_the_border_of_the_array():
@@ -108,7 +114,9 @@ def test_neither_the_space_around_nor_the_order_matters():
     plain = surface_metrics(a, b, (4, 1, 2), tolerance_mm=2)
     wide = [np.pad(mask, ((3, 1), (0, 5), (2, 2))) for mask in (a, b)]
     assert surface_metrics(*wide, (4, 1, 2), tolerance_mm=2) == plain
-    assert surface_metrics(b, a, (4, 1, 2), tolerance_mm=2) == pytest.approx(plain)
+    back = surface_metrics(b, a, (4, 1, 2), tolerance_mm=2)
+    del plain["asd_legacy_voxel"], back["asd_legacy_voxel"]  # has a direction
+    assert back == pytest.approx(plain)
 
 
 def test_tolerance_bears_the_rounding_of_a_float32_spacing():
@@ -126,13 +134,55 @@ def test_one_empty_mask_has_no_distance_and_nsd_0(swap):
         *(masks[::-1] if swap else masks), (1, 1, 1), tolerance_mm=9
     )
     assert math.isnan(found["hd95_mm"]) and math.isnan(found["asd_mm"])
-    assert found["nsd"] == 0
+    assert (found["nsd"], found["asd_legacy_voxel"]) == (0, 0)
 
 
-def test_both_masks_empty_is_nan_throughout():
+def test_both_masks_empty_is_nan_but_for_the_legacy_asd():
     empty = np.zeros((3, 3, 3), bool)
     found = surface_metrics(empty, empty, (1, 1, 1), tolerance_mm=1)
+    assert found.pop("asd_legacy_voxel") == 0
     assert all(math.isnan(value) for value in found.values())
+
+
+# Recorded from medpy 0.5.2, `metric.binary.asd` with and without `voxelspacing`: of P
+# to G, of G to P.
+P = _box((6, 8, 8), (1, 2, 2), (4, 5, 5))
+G = _box((6, 8, 8), (2, 3, 2), (5, 6, 7))
+IN_VOXELS = 0.7016400264, 1.1196501762
+IN_MM = 3.7749856486, 4.1974398796
+
+
+@pytest.mark.parametrize("spacing", [(10, 1, 1), (2.5, 2.5, 2.5), None])
+def test_legacy_asd_is_that_of_the_authors_whatever_the_spacing(spacing):
+    there = surface_metrics(P, G, spacing, tolerance_mm=1)
+    back = surface_metrics(G, P, spacing, tolerance_mm=1)
+    found = there["asd_legacy_voxel"], back["asd_legacy_voxel"]
+    assert found == pytest.approx(IN_VOXELS, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "directed"), [((1, 1, 1), IN_VOXELS), ((10, 1, 1), IN_MM)]
+)
+def test_asd_in_mm_is_the_mean_of_the_authors_in_both_directions(spacing, directed):
+    found = surface_metrics(P, G, spacing, tolerance_mm=1)
+    assert found["asd_mm"] == pytest.approx(np.mean(directed), abs=1e-10)
+
+
+def test_a_part_of_a_structure_is_flattered_by_the_legacy_asd():
+    whole, part = (
+        _box((5, 9, 20), (1, 2, 2), (4, 7, 18)),
+        _box((5, 9, 20), (1, 2, 2), (4, 7, 4)),
+    )
+    found = surface_metrics(part, whole, (1, 1, 1), tolerance_mm=1)
+    assert found["asd_legacy_voxel"] < 0.2 < 3 < found["asd_mm"]
+
+
+def test_without_a_spacing_there_is_only_the_legacy_asd():
+    found = surface_metrics(P, G, None, tolerance_mm=1)
+    missed = surface_metrics(P & False, G, None, tolerance_mm=1)
+    assert missed.pop("asd_legacy_voxel") == 0
+    del found["asd_legacy_voxel"]
+    assert all(math.isnan(value) for value in [*found.values(), *missed.values()])
 
 
 @pytest.mark.parametrize("spacing", [(1, 1), (1, 0, 1), (1, 1, math.nan)])

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_tables import PCL, SCRATCH, write_run
+from test_tables import PCL, SCRATCH, as_before_the_legacy_scores, write_run
 
 from pclseg.cli import table
 from pclseg.reports import comparison, tables
@@ -28,6 +28,15 @@ def test_prints_the_tables_of_the_runs(runs, capsys):
     numbers = comparison.numbers(read, baseline="scratch")
     assert shown == tables.as_text(tables.render(numbers))
     assert "pcl - scratch" in shown and "NSD at 2 mm" in shown
+
+
+def test_runs_of_an_earlier_version_are_compared_as_before(runs, capsys):
+    assert table.main(runs) == 0
+    shown = capsys.readouterr().out
+    for run in runs:
+        as_before_the_legacy_scores(Path(run))
+    assert table.main(runs) == 0
+    assert capsys.readouterr().out == shown
 
 
 def test_an_ascii_terminal_shows_the_tables(runs):

@@ -26,6 +26,8 @@ def _row(case, class_name, dice, hd95=1.0, *, predicted=5):
         "nsd": dice,
         "predicted_voxels": predicted,
         "labelled_voxels": 5,
+        "dice_legacy": math.nan,
+        "asd_legacy_voxel": math.nan,
     }
 
 
@@ -277,6 +279,26 @@ def test_markdown_is_a_table_even_with_bars_in_names():
     assert bars == {len(comparison.tables[0].columns) + 1}
 
 
+def test_scores_as_of_ssl4mis_have_their_own_table_and_no_test():
+    def scored(runs, dice, asd):
+        legacy = {"dice_legacy": dice, "asd_legacy_voxel": asd}
+        return [run | {"rows": [row | legacy for row in run["rows"]]} for run in runs]
+
+    runs = [*scored(SCRATCH, 0.5, 1.25), *PCL]  # those of PCL are of earlier files
+    numbers = comparison.numbers(runs, baseline="scratch")
+    assert set(numbers["metrics"]) == {"dice", "hd95_mm", "asd_mm", "nsd"}
+    found = tables.render(numbers)
+    table = found.tables[-1]
+    assert "SSL4MIS" in table.title
+    line = _line(table, "scratch")
+    assert (line["legacy Dice"], line["legacy ASD"]) == ("0.500 ± 0.000", "1.25 ± 0.00")
+    assert _line(table, "pcl")["legacy Dice"] == "-"
+    assert tables.LEGACY_LEGEND in found.legend
+    without = _compare(SCRATCH + PCL)
+    assert all("SSL4MIS" not in table.title for table in without.tables)
+    assert tables.LEGACY_LEGEND not in without.legend
+
+
 def test_text_columns_are_aligned():
     text = tables.as_text(_compare(SCRATCH + PCL))
     title, head, rule, *rows = text.split("\n\n")[0].splitlines()
@@ -310,9 +332,18 @@ def write_run(folder, run, *, init_from="pretrain", transductive=False):
     return folder
 
 
+def as_before_the_legacy_scores(workdir):
+    """Leaves a `cases.csv` as an earlier version wrote it."""
+    path = workdir / "cases.csv"
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    assert tuple(lines[0][-2:]) == cases.LEGACY
+    path.write_text("".join(",".join(line[:-2]) + "\n" for line in lines))
+    return workdir
+
+
 def test_run_directory_is_read_back(tmp_path):
     run = runs.read_run(write_run(tmp_path / "run", SCRATCH[1]))
-    assert {key: run[key] for key in SCRATCH[1]} == SCRATCH[1]
+    assert repr({key: run[key] for key in SCRATCH[1]}) == repr(SCRATCH[1])  # NaN
     assert run["pooled"] == {"dice_pooled_best": 0.25}
     assert run["tolerance_mm"] == 2
     assert not run["transductive"]

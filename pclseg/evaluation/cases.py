@@ -15,6 +15,7 @@ from pclseg.evaluation import overlap, surface
 from pclseg.files import write_text
 
 METRICS = ("dice", "hd95_mm", "asd_mm", "nsd")
+LEGACY = ("dice_legacy", "asd_legacy_voxel")  # as SSL4MIS scores; older files have none
 COLUMNS = {
     "case": str,
     "patient": str,
@@ -27,9 +28,18 @@ COLUMNS = {
     "nsd": float,
     "predicted_voxels": int,
     "labelled_voxels": int,
+    "dice_legacy": float,
+    "asd_legacy_voxel": float,
 }
 _FINITE = sys.float_info.max
-GREATEST = {"dice": 1, "hd95_mm": _FINITE, "asd_mm": _FINITE, "nsd": 1}  # least is 0
+GREATEST = {  # least is 0
+    "dice": 1,
+    "hd95_mm": _FINITE,
+    "asd_mm": _FINITE,
+    "nsd": 1,
+    "dice_legacy": 1,
+    "asd_legacy_voxel": _FINITE,
+}
 Row = dict[str, Any]  # one value of the stated type for each of COLUMNS
 
 
@@ -81,34 +91,33 @@ def case_rows(
 
     Returns:
         K - 1 rows. dice is NaN where both masks are empty and 0 where one of them is;
-        for the rest see `surface_metrics`. Without a known spacing hd95_mm, asd_mm and
+        for the rest see `surface_metrics` and, for dice_legacy,
+        `overlap.legacy_dice_from_counts`. Without a known spacing hd95_mm, asd_mm and
         nsd are NaN.
     """
     total = overlap.counts(prediction, label, len(class_names))
     dice = overlap.case_dice_from_counts(total)
+    dice_legacy = overlap.legacy_dice_from_counts(total)
     rows = []
     for class_id, class_name in enumerate(class_names[1:], start=1):
-        distances = {"hd95_mm": math.nan, "asd_mm": math.nan, "nsd": math.nan}
-        if info.spacing_known:
-            distances = surface.surface_metrics(
+        row = {
+            "case": info.name,
+            "patient": info.patient,
+            "frame": info.frame,
+            "class": class_id,
+            "class_name": class_name,
+            "dice": float(dice[class_id - 1]),
+            "predicted_voxels": int(total[class_id, 1]),
+            "labelled_voxels": int(total[class_id, 2]),
+            "dice_legacy": float(dice_legacy[class_id - 1]),
+            **surface.surface_metrics(
                 prediction == class_id,
                 label == class_id,
-                info.spacing,
+                info.spacing if info.spacing_known else None,
                 tolerance_mm=tolerance_mm,
-            )
-        rows.append(
-            {
-                "case": info.name,
-                "patient": info.patient,
-                "frame": info.frame,
-                "class": class_id,
-                "class_name": class_name,
-                "dice": float(dice[class_id - 1]),
-                **distances,
-                "predicted_voxels": int(total[class_id, 1]),
-                "labelled_voxels": int(total[class_id, 2]),
-            }
-        )
+            ),
+        }
+        rows.append({key: row[key] for key in COLUMNS})
     return rows
 
 
@@ -125,6 +134,8 @@ def write_cases(path: str | Path, rows: Iterable[Row]) -> None:
 def read_cases(path: str | Path) -> list[Row]:
     """Reads what `write_cases` wrote, floats bit for bit.
 
+    LEGACY is NaN in the rows of a file without these columns, as of an earlier version.
+
     Raises:
         UserError: there is no such file, it is not such a table, or a score is out of
             its range.
@@ -132,14 +143,18 @@ def read_cases(path: str | Path) -> list[Row]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            missing = [key for key in COLUMNS if key not in (reader.fieldnames or ())]
+            needed = [key for key in COLUMNS if key not in LEGACY]
+            missing = [key for key in needed if key not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(
                     f"{path} lacks the columns {', '.join(missing)}; expected a table"
                     " of cases as an evaluation writes it. Evaluate the run again."
                 )
             rows = [
-                {key: _from_cell(row[key], kind) for key, kind in COLUMNS.items()}
+                {
+                    key: _from_cell(row.get(key, ""), kind)
+                    for key, kind in COLUMNS.items()
+                }
                 for row in reader
             ]
         _check_rows(rows)
@@ -169,12 +184,12 @@ def _check_rows(rows: Sequence[Row]) -> None:
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """Mean and spread of every metric, with the number of values left out and why.
+    """Mean and spread of METRICS and LEGACY, with the values left out and why.
 
     `overall` takes the mean over the classes of a case first, then over cases. sd is
     the sample standard deviation (ddof = 1). Values that do not exist take no part:
-    both_empty rows have no metric at all, one_empty rows no distance (but dice and nsd
-    of 0), spacing_unknown rows no metric in mm.
+    both_empty rows have none of METRICS, one_empty rows no distance (but dice and nsd
+    of 0), spacing_unknown rows no metric in mm. LEGACY has a value in every row.
 
     Returns:
         {"cases": int, "overall": part, "classes": {name: part}}, where part is
@@ -185,9 +200,10 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     by_name = {
         name: [row for row in rows if row["class_name"] == name] for name in names
     }
-    overall = {m: spread(list(case_values(rows, m).values())) for m in METRICS}
+    metrics = (*METRICS, *LEGACY)
+    overall = {m: spread(list(case_values(rows, m).values())) for m in metrics}
     classes = {
-        name: {m: spread([row[m] for row in part]) for m in METRICS} | exclusions(part)
+        name: {m: spread([row[m] for row in part]) for m in metrics} | exclusions(part)
         for name, part in by_name.items()
     }
     return {

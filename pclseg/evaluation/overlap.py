@@ -48,6 +48,23 @@ def dice_from_counts(total: np.ndarray) -> np.ndarray:
     return np.nan_to_num(case_dice_from_counts(total), nan=0.0)
 
 
+def legacy_dice_from_counts(total: np.ndarray) -> np.ndarray:
+    """Dice of one case as the code of SSL4MIS and ACTION has it.
+
+    An empty prediction is 0, also where it is right; a prediction of what the label
+    lacks, which is wrong, is 1. To compare with their tables, and for nothing else.
+
+    Args:
+        total: [K, 3] int, `counts` of the case.
+
+    Returns:
+        [K - 1] float64 in 0..1, background left out.
+    """
+    _, predicted, labelled = total[1:].T
+    only_predicted = (predicted > 0) & (labelled == 0)
+    return np.where(only_predicted, 1.0, dice_from_counts(total))
+
+
 def case_dice_from_counts(total: np.ndarray) -> np.ndarray:
     """Dice of one case: NaN where both masks are empty, 0 where one of them is.
 

@@ -5,7 +5,13 @@ from collections.abc import Iterator, Sequence
 
 from pclseg.errors import UserError
 from pclseg.evaluation import statistics
-from pclseg.evaluation.cases import case_values, exclusions, nan_mean, spread
+from pclseg.evaluation.cases import (
+    LEGACY,
+    case_values,
+    exclusions,
+    nan_mean,
+    spread,
+)
 from pclseg.named import nearest
 from pclseg.reports.estimates import (
     LEVEL,
@@ -14,6 +20,7 @@ from pclseg.reports.estimates import (
     Numbers,
     by_fold,
     case_differences,
+    fold_spread,
     over_folds,
     tested,
 )
@@ -72,6 +79,8 @@ def numbers(runs: Sequence[Run], *, baseline: str | None) -> Numbers:
             None, "p_holm": over "differences"}.
         - "pooled": {"dice_pooled_best", "dice_pooled_last": [spread over folds]} in the
           order of "groups": the authors' metric. None where no run has it.
+        - "legacy": {"dice_legacy", "asd_legacy_voxel": [spread over folds]}, likewise:
+          as SSL4MIS and ACTION score, mean over the classes. Nothing is tested by it.
         - "label_efficiency": {"full": Dice of the baseline with all labels or None,
           "shares": [float], "curves": [{"arm", "points": [{"labelled",
           "labelled_patients", and the keys of part, of the Dice}], "needed": [{"share",
@@ -103,6 +112,7 @@ def numbers(runs: Sequence[Run], *, baseline: str | None) -> Numbers:
         "groups": facts,
         "metrics": metrics,
         "pooled": _pooled(groups),
+        "legacy": _legacy(groups),
         "label_efficiency": efficiency,
         "warnings": _warnings(groups, arms[0], metrics, efficiency),
     }
@@ -242,6 +252,14 @@ def _pooled(groups: Groups) -> Numbers | None:
     return {
         key: [mean_of_folds(runs, key) for runs in groups.values()] for key in POOLED
     }
+
+
+def _legacy(groups: Groups) -> Numbers | None:
+    found = {
+        metric: [fold_spread(runs, metric, None) for runs in groups.values()]
+        for metric in LEGACY
+    }
+    return found if any(part["n"] for of in found.values() for part in of) else None
 
 
 def _label_efficiency(

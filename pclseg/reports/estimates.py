@@ -24,7 +24,7 @@ def fold_spread(
 
     Args:
         runs: of one arm and label count; those of one fold (other seeds) are averaged.
-        metric: a key of METRICS.
+        metric: a key of METRICS, or one of LEGACY.
         class_name: None for the mean over the classes of each case.
     """
     folds = by_fold(runs, lambda run: _cell_mean(run, metric, class_name))

@@ -40,6 +40,12 @@ EFFICIENCY_LEGEND = (
 )
 FACTS = ("M", "arm", "folds", "seeds", "cases")
 POOLED = {"dice_pooled_best": "best epoch", "dice_pooled_last": "last epoch"}
+LEGACY = {"dice_legacy": ("legacy Dice", 3), "asd_legacy_voxel": ("legacy ASD", 2)}
+LEGACY_LEGEND = (
+    "Legacy: for comparison with tables of SSL4MIS and ACTION only. ASD is in voxels of"
+    " the scored grid, from prediction to label and not back; a class that is not"
+    " predicted has ASD 0, and one that only the prediction has ASD 0 and Dice 1."
+)
 TRANSDUCTIVE_LEGEND = (
     "[transductive]: training saw images, without their labels, of held-out patients."
 )
@@ -67,7 +73,7 @@ def render(numbers: Numbers) -> Comparison:
 
     For each metric, arm x label count and, where there are differences, these with
     interval and test; then the Dice against the label count, where there are several,
-    and the authors' pooled Dice, where a run has it.
+    the pooled Dice of PCL's authors and the scores of SSL4MIS, where a run has them.
     """
     tables = []
     for metric in METRICS:
@@ -78,6 +84,8 @@ def render(numbers: Numbers) -> Comparison:
         tables.append(_efficiency_table(numbers))
     if numbers["pooled"]:
         tables.append(_pooled_table(numbers))
+    if numbers["legacy"]:
+        tables.append(_legacy_table(numbers))
     return Comparison(tables=tuple(tables), legend=tuple(_legend(numbers)))
 
 
@@ -108,6 +116,8 @@ def _legend(numbers: Numbers) -> Iterator[str]:
         yield from (line.format(**about) for line in DIFFERENCES_LEGEND)
     if len(numbers["label_counts"]) > 1:
         yield from (line.format(**about) for line in EFFICIENCY_LEGEND)
+    if numbers["legacy"]:
+        yield LEGACY_LEGEND
     if numbers["transductive"]:
         yield TRANSDUCTIVE_LEGEND
     yield from (f"Mind: {warning}" for warning in numbers["warnings"])
@@ -245,6 +255,23 @@ def _pooled_table(numbers: Numbers) -> Table:
         title="Pooled Dice of the authors' code (all voxels of a fold together;"
         " higher is better; the best epoch is chosen on the scored fold itself)",
         columns=(*FACTS, *POOLED.values()),
+        rows=tuple(rows),
+    )
+
+
+def _legacy_table(numbers: Numbers) -> Table:
+    rows = []
+    for place, facts in enumerate(numbers["groups"]):
+        folds = len(facts["folds"])
+        cells = [
+            _cell(numbers["legacy"][key][place], decimals, folds)
+            for key, (_, decimals) in LEGACY.items()
+        ]
+        rows.append((*_facts(facts), *cells))
+    return Table(
+        title="As the authors of SSL4MIS and ACTION score (Dice: higher is better; ASD"
+        " in voxels: lower is better; mean over the classes)",
+        columns=(*FACTS, *(title for title, _ in LEGACY.values())),
         rows=tuple(rows),
     )
 
