@@ -25,9 +25,9 @@ from pclseg.methods.base import Batch, Method
 from pclseg.named import checked_call
 from pclseg.state import TrainState
 from pclseg.train import optimizer
-from pclseg.train.checkpoint import load_weights
+from pclseg.train.checkpoint import load_state
 from pclseg.train.step import init_state
-from pclseg.train.transfer import transfer
+from pclseg.train.transfer import transfer, variables
 
 _UNLABELLED_FROM = "train"  # subset of the stream without labels
 
@@ -372,10 +372,9 @@ def check_sources(
         if source and source not in stages:
             with _about(f"config.{name}.init_from"):
                 seen_patients(Path(source), split, transductive=transductive)
-                check_finished(Path(source))
-                _, params, batch_stats = load_weights(Path(source) / "checkpoints")
+                _, earlier = source_variables(Path(source))
                 transfer(
-                    {"params": params, "batch_stats": batch_stats},
+                    earlier,
                     weights(stage.abstract()),
                     parts=stage.config.init_parts,
                 )
@@ -440,6 +439,18 @@ def seen_patients(
     return seen
 
 
+def source_variables(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Step and what can be transferred of the finished stage in `folder`, RUN/STAGE.
+
+    Raises:
+        UserError: it is not finished, or its checkpoint is damaged.
+    """
+    check_finished(folder)
+    step, state = load_state(folder / "checkpoints")
+    parts = (state["params"], state["model_state"], state["method_state"])
+    return step, variables(*parts)
+
+
 def weights(state: TrainState) -> dict[str, Any]:
-    """Parameters and batch statistics of a state, as `transfer` takes them."""
-    return {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
+    """What can be transferred of a state."""
+    return variables(state.params, state.model_state, state.method_state)

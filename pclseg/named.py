@@ -116,6 +116,8 @@ def _in_words(annotation: Any) -> str:
     origin, members = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Sequence and members[0] in _KINDS:
         return f"a list of {_KINDS[members[0]][1]}"
+    if origin is Mapping:
+        return "a section, dict(...)"
     if origin in (typing.Union, types.UnionType):
         words = [_in_words(member) for member in members]
         return " or ".join(words) if all(words) else ""
@@ -127,6 +129,8 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation in _KINDS:
         return _KINDS[annotation][2](value)
     members = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Mapping:
+        return isinstance(value, Mapping)
     if typing.get_origin(annotation) is Sequence:
         is_list = isinstance(value, list | tuple)
         return is_list and all(_fits(item, members[0]) for item in value)

@@ -25,13 +25,13 @@ from pclseg.feed import Feed, device_feed, host_feed
 from pclseg.files import read_json, write_json
 from pclseg.methods.base import Method
 from pclseg.state import TrainState
-from pclseg.train.checkpoint import Checkpoints, load_weights
+from pclseg.train.checkpoint import Checkpoints
 from pclseg.train.loop import train
 from pclseg.train.metrics import MetricWriter, read_rows
 from pclseg.train.mirror import Mirror
 from pclseg.train.step import make_train_step
 from pclseg.train.stop import StopFlag
-from pclseg.train.transfer import transfer
+from pclseg.train.transfer import started, transfer
 
 log = logging.getLogger(__name__)
 
@@ -358,12 +358,10 @@ def _check_followers(run: Run, name: str) -> None:
 
 
 def _transferred(folder: Path, fresh: TrainState, stage: Stage) -> TrainState:
-    step, params, batch_stats = load_weights(folder / "checkpoints")
-    merged, receipt = transfer(
-        {"params": params, "batch_stats": batch_stats},
-        jax.device_get(building.weights(fresh)),
-        parts=stage.config.init_parts,
-    )
+    step, earlier = building.source_variables(folder)
+    parts = stage.config.init_parts
+    target = jax.device_get(building.weights(fresh))
+    merged, receipt = transfer(earlier, target, parts=parts)
     log.info(
         "%s: a new start from %s, step %d\n%s",
         stage.name,
@@ -371,10 +369,7 @@ def _transferred(folder: Path, fresh: TrainState, stage: Stage) -> TrainState:
         step,
         receipt.text(),
     )
-    return fresh.replace(
-        params=merged["params"],
-        model_state={**fresh.model_state, "batch_stats": merged["batch_stats"]},
-    )
+    return started(fresh, merged, parts=parts)
 
 
 def _validation(run: Run, stage: Stage) -> Any:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the bottom up: a module imports its own layer and those above it in this list.
 # A module that is not named, such as `main`, lies on top.
 LAYERS = (
-    {"errors", "batch", "state", "files", "regions"},
+    {"errors", "batch", "state", "files", "regions", "windows"},
     {"named", "parallel", "processes"},
     {"losses", "augment", "models", "methods.base", "data"},
     {"parts", "evaluation"},

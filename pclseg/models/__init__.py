@@ -5,12 +5,15 @@ from typing import Any
 import flax.linen as nn
 
 from pclseg.errors import UserError
-from pclseg.models import unet2d
+from pclseg.models import unet2d, unet2d_semi
 from pclseg.named import checked_call
 
 _MODELS: dict[str, type[nn.Module]] = {
     "unet2d": unet2d.UNet2D,
     "unet2d_contrast": unet2d.UNet2DContrast,
+    "unet2d_dense": unet2d_semi.UNet2DDense,
+    "unet2d_distill": unet2d_semi.UNet2DDistill,
+    "unet2d_distill_local": unet2d_semi.UNet2DDistillLocal,
     "unet2d_jigsaw": unet2d.UNet2DJigsaw,
     "unet2d_local": unet2d.UNet2DLocal,
 }

@@ -123,10 +123,15 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(
         self, centre: Array, skips: tuple[Array, ...], *, train: bool
-    ) -> Array:
-        """What the encoder returns -> logits [B, H, W, num_classes] float32."""
-        x = _expand(self, centre, skips, last_level=1, train=train)
-        return Logits(self.num_classes, self.dtype, name="logits")(x)
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """What the encoder returns -> what it makes of it.
+
+        Returns:
+            Logits [B, H, W, num_classes] float32; the features of levels 4 to 1, that
+            of level i [B, H / 2^(i-1), W / 2^(i-1), 2^(i-1) width] of `dtype`.
+        """
+        maps = _expand(self, centre, skips, last_level=1, train=train)
+        return Logits(self.num_classes, self.dtype, name="logits")(maps[-1]), maps
 
 
 class LowerDecoder(nn.Module):
@@ -143,7 +148,7 @@ class LowerDecoder(nn.Module):
         self, centre: Array, skips: tuple[Array, ...], *, train: bool
     ) -> Array:
         """What the encoder returns -> [B, H/2, W/2, 2 width] of `dtype`."""
-        return _expand(self, centre, skips, last_level=2, train=train)
+        return _expand(self, centre, skips, last_level=2, train=train)[-1]
 
 
 def _expand(
@@ -153,12 +158,13 @@ def _expand(
     *,
     last_level: int,
     train: bool,
-) -> Array:
-    """Features of `last_level`; the layers become those of `decoder`, which calls."""
-    x = centre
+) -> tuple[Array, ...]:
+    """Features of levels down to `last_level`; the layers are those of `decoder`."""
+    x, maps = centre, []
     for level in range(LEVELS, last_level - 1, -1):
         features = decoder.width * 2 ** (level - 1)
         x = layers.UpConv(features, decoder.dtype, name=f"up{level}")(x)
         x = jnp.concatenate([x, skips[level - 1]], axis=-1)
         x = _conv_block(decoder, features, level)(x, train)
-    return x
+        maps.append(x)
+    return tuple(maps)

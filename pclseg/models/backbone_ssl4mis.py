@@ -100,13 +100,18 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(
         self, centre: Array, skips: tuple[Array, ...], *, train: bool
-    ) -> Array:
-        """What the encoder returns -> logits [B, H, W, num_classes] float32."""
-        x = _expand(self, centre, skips, last_level=1, train=train)
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """What the encoder returns -> what it makes of it.
+
+        Returns:
+            Logits [B, H, W, num_classes] float32; the features of levels 4 to 1, that
+            of level i [B, H / 2^(i-1), W / 2^(i-1), 2^(i-1) width] of `dtype`.
+        """
+        maps = _expand(self, centre, skips, last_level=1, train=train)
         logits = layers.conv3x3(
             self.num_classes, dtype=self.dtype, name="logits", fan_in=9 * self.width
         )
-        return logits(x).astype(jnp.float32)
+        return logits(maps[-1]).astype(jnp.float32), maps
 
 
 class LowerDecoder(nn.Module):
@@ -123,7 +128,7 @@ class LowerDecoder(nn.Module):
         self, centre: Array, skips: tuple[Array, ...], *, train: bool
     ) -> Array:
         """What the encoder returns -> [B, H/2, W/2, 2 width] of `dtype`."""
-        return _expand(self, centre, skips, last_level=2, train=train)
+        return _expand(self, centre, skips, last_level=2, train=train)[-1]
 
 
 def _expand(
@@ -133,9 +138,9 @@ def _expand(
     *,
     last_level: int,
     train: bool,
-) -> Array:
-    """Features of `last_level`; the layers become those of `decoder`, which calls."""
-    x = centre
+) -> tuple[Array, ...]:
+    """Features of levels down to `last_level`; the layers are those of `decoder`."""
+    x, maps = centre, []
     for level in range(LEVELS, last_level - 1, -1):
         features = decoder.width * 2 ** (level - 1)
         narrow = layers.dense(
@@ -143,4 +148,5 @@ def _expand(
         )
         x = jnp.concatenate([skips[level - 1], layers.double_size(narrow(x))], axis=-1)
         x = _conv_block(decoder, features, level, 0.0)(x, train)
-    return x
+        maps.append(x)
+    return tuple(maps)

@@ -4,10 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pclseg import regions
+from pclseg import regions, windows
 from pclseg.models import layers
 
 Array = jax.Array
+
+PARTS = 8  # of a window of `LocalHead`, along an axis
 
 
 def global_average(features: Array) -> Array:
@@ -15,22 +17,28 @@ def global_average(features: Array) -> Array:
     return features.astype(jnp.float32).mean(axis=(1, 2))
 
 
-class ProjectionHead(nn.Module):
-    """Global average, dense layer, ReLU, dense layer; all in float32.
+class TwoLayers(nn.Module):
+    """Dense layer, ReLU, dense layer, along the last axis; all in float32.
 
     Attributes:
-        out_dim: dimension of the embedding.
+        out_dim: of what comes out.
+        hidden: of what is between; None for that of the input.
+        activate: whether there is a ReLU.
     """
 
     out_dim: int
+    hidden: int | None = None
+    activate: bool = True
 
     @nn.compact
-    def __call__(self, features: Array) -> Array:
-        """[B, H, W, C] of any float -> [B, out_dim] float32, not of unit length."""
-        channels = features.shape[-1]
-        x = global_average(features)
-        x = layers.dense(channels, fan_in=channels, name="dense1")(x)
-        return layers.dense(self.out_dim, fan_in=channels, name="dense2")(nn.relu(x))
+    def __call__(self, x: Array) -> Array:
+        """[..., C] of any float -> [..., out_dim] float32, not of unit length."""
+        channels = x.shape[-1]
+        hidden = self.hidden or channels
+        x = x.astype(jnp.float32)
+        x = layers.dense(hidden, fan_in=channels, name="dense1")(x)
+        x = nn.relu(x) if self.activate else x
+        return layers.dense(self.out_dim, fan_in=hidden, name="dense2")(x)
 
 
 class JigsawHead(nn.Module):
@@ -47,7 +55,7 @@ class JigsawHead(nn.Module):
         """[B, P, H, W, C] of any float -> [B, D] float32, not of unit length."""
         rows, patches = features.shape[:2]
         flat = features.reshape(-1, *features.shape[2:])
-        projected = ProjectionHead(self.out_dim, name="patch")(flat)
+        projected = TwoLayers(self.out_dim, name="patch")(global_average(flat))
         joined = projected.reshape(rows, patches * self.out_dim)
         fan_in = joined.shape[-1]
         return layers.dense(self.out_dim, fan_in=fan_in, name="join")(joined)
@@ -103,3 +111,87 @@ class RegionHead(nn.Module):
         shape = (size * size * channels, self.out_dim)
         kernel = self.param("kernel", layers.conv_init, shape, jnp.float32)
         return jnp.stack(flat, axis=1) @ kernel
+
+
+class DenseHead(nn.Module):
+    """An embedding of every pixel from the maps of a decoder.
+
+    The maps, enlarged to the size of the image, corners on corners, and joined; 3 x 3
+    convolution without bias, ReLU, 1 x 1 convolution. You et al. 2023, arXiv
+    2206.02307, whose code has no ReLU there.
+
+    Attributes:
+        out_dim: D, of an embedding.
+        stride: pixels from one to the next; the convolution is over such.
+        activate: whether there is a ReLU.
+        dtype: of the computation.
+    """
+
+    out_dim: int
+    stride: int
+    activate: bool
+    dtype: str
+
+    @nn.compact
+    def __call__(self, maps: tuple[Array, ...], size: tuple[int, ...]) -> Array:
+        """Embeddings of the pixels 0, stride, 2 stride, ... of both axes.
+
+        Args:
+            maps: [B, h, w, C] each, of any scale.
+            size: H and W of the image.
+
+        Returns:
+            [B, H / stride, W / stride, D] of `dtype`, rounded up.
+        """
+        grown = [layers.enlarge(x, size, stride=self.stride) for x in maps]
+        x = jnp.concatenate(grown, axis=-1).astype(self.dtype)
+        join = layers.conv3x3(
+            self.out_dim,
+            dtype=self.dtype,
+            name="join",
+            fan_in=9 * x.shape[-1],
+            use_bias=False,
+        )
+        x = join(x)
+        x = nn.relu(x) if self.activate else x
+        dense = layers.dense(
+            self.out_dim, fan_in=self.out_dim, name="dense", dtype=self.dtype
+        )
+        return dense(x)
+
+
+class LocalHead(nn.Module):
+    """Embeddings of the square windows of a map of logits.
+
+    Mean over 8 x 8 parts of every window; then two 1 x 1 convolutions, to 2 K channels
+    and back. Windows overlap by half. You et al. 2023, arXiv 2206.02307. As a part of
+    one window is one of the next, the map is averaged once.
+
+    Attributes:
+        window: pixels of a side, a multiple of 8.
+        activate: whether there is a ReLU between the two.
+    """
+
+    window: int
+    activate: bool
+
+    @nn.compact
+    def __call__(self, logits: Array) -> Array:
+        """[B, H, W, K] float32, H and W multiples of window / 8 -> parts of the map.
+
+        Returns:
+            [B, 8 H / window, 8 W / window, K] float32; see `windows_of`.
+        """
+        part = self.window // PARTS
+        rows, height, width, channels = logits.shape
+        cells = logits.reshape(
+            rows, height // part, part, width // part, part, channels
+        ).mean(axis=(2, 4))
+        return TwoLayers(channels, 2 * channels, activate=self.activate, name="layers")(
+            cells
+        )
+
+
+def windows_of(parts: Array) -> Array:
+    """[B, h, w, K] parts of a map -> [B, R, 64 K], its R windows of 8 x 8 parts."""
+    return windows.cut(parts, size=PARTS, stride=PARTS // 2)

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pclseg import parallel
 from pclseg.models.convolution import convolve
@@ -81,9 +82,14 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def conv3x3(
-    features: int, *, dtype: str, name: str, fan_in: int | None = None
+    features: int,
+    *,
+    dtype: str,
+    name: str,
+    fan_in: int | None = None,
+    use_bias: bool = True,
 ) -> nn.Conv:
-    """A 3 x 3 convolution, stride 1, zero padding 1, bias: C -> `features` channels.
+    """A 3 x 3 convolution, stride 1, zero padding 1: C -> `features` channels.
 
     Args:
         features: as above.
@@ -91,11 +97,13 @@ def conv3x3(
         name: of the layer.
         fan_in: 9 C for PyTorch's own start, kernel and bias uniform in
             +-1/sqrt(fan_in); None for that of `conv_init`, and a bias of 0.
+        use_bias: whether there is a bias.
     """
     return nn.Conv(
         features,
         (3, 3),
         padding=1,
+        use_bias=use_bias,
         kernel_init=_uniform(fan_in) if fan_in else conv_init,
         bias_init=_uniform(fan_in) if fan_in else nn.initializers.zeros,
         dtype=dtype,
@@ -164,6 +172,32 @@ def _double_axis(x: Array, axis: int) -> Array:
     odd = x + jnp.flip(share, axis) * (after - x)
     both = jnp.stack([even, odd], axis=axis + 1)
     return both.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
+
+
+def enlarge(x: Array, size: tuple[int, ...], *, stride: int) -> Array:
+    """Bilinear enlargement, corners on corners, of which some pixels are kept.
+
+    Args:
+        x: [B, h, w, C] float.
+        size: H and W of the whole.
+        stride: the pixels 0, stride, 2 stride, ... of both axes are kept.
+
+    Returns:
+        [B, H / stride, W / stride, C] of the dtype of `x`, rounded up.
+    """
+    if x.shape[1:3] == size:
+        return x[:, ::stride, ::stride]
+    rows, columns = (
+        jnp.asarray(_places(old, new)[::stride], x.dtype)
+        for old, new in zip(x.shape[1:3], size, strict=True)
+    )
+    return jnp.einsum("ij,bjkc,lk->bilc", rows, x, columns, precision="highest")
+
+
+def _places(old: int, new: int) -> np.ndarray:
+    """[new, old] weights of linear interpolation, corners on corners."""
+    grid = np.arange(new) * ((old - 1) / max(new - 1, 1))
+    return np.maximum(0, 1 - np.abs(grid[:, None] - np.arange(old)))
 
 
 class Dropout(nn.Module):

@@ -10,8 +10,8 @@ import jax
 from pclseg.models import backbone_pcl, backbone_ssl4mis
 from pclseg.models.heads import (
     JigsawHead,
-    ProjectionHead,
     RegionHead,
+    TwoLayers,
     global_average,
 )
 
@@ -53,7 +53,8 @@ class UNet2D(nn.Module):
         encoder = paths.Encoder(self.width, *shared, name="encoder")
         centre, skips = encoder(images, train=train)
         decoder = paths.Decoder(self.width, self.num_classes, *shared, name="decoder")
-        return decoder(centre, skips, train=train)
+        logits, _ = decoder(centre, skips, train=train)
+        return logits
 
 
 class UNet2DContrast(nn.Module):
@@ -87,15 +88,14 @@ class UNet2DContrast(nn.Module):
         """Names the parts as they stand in checkpoints."""
         shared = (self.dtype, self.bn_groups, self.axis_name, self.remat)
         self.encoder = BACKBONES[self.backbone].Encoder(self.width, *shared)
-        self.head = ProjectionHead(self.out_dim)
+        self.head = TwoLayers(self.out_dim)
 
     def __call__(self, images: Array, train: bool) -> Array:
         """[B, H, W, C] float, H and W multiples of 16 -> [B, D] float32, of any length.
 
         With `train`, apply with `mutable=["batch_stats"]` and `rngs={"dropout": key}`.
         """
-        centre, _ = self.encoder(images, train=train)
-        return self.head(centre)
+        return self.head(self.features(images, train=train))
 
     def features(self, images: Array, train: bool) -> Array:
         """Like `__call__`, but the pooled centre: [B, 16 width] float32."""

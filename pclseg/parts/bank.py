@@ -35,26 +35,30 @@ def empty(size: int, **like: Array) -> Bank:
     return Bank(rows, jnp.int32(0), jnp.int32(0))
 
 
-def pushed(bank: Bank, **rows: Array) -> Bank:
+def pushed(bank: Bank, *, valid: Array | None = None, **rows: Array) -> Bank:
     """The bank after some rows, in place of its oldest; no gradient goes through them.
 
     Args:
         bank: of N rows.
+        valid: [B] bool, rows that enter; None for all.
         rows: [B, ...] each, of all devices in their order; of more than N the last N
             stay.
     """
     size = next(iter(bank.rows.values())).shape[0]
     count = next(iter(rows.values())).shape[0]
-    kept = min(size, count)
-    place = (bank.next + count - kept + jnp.arange(kept)) % size
+    valid = jnp.ones(count, bool) if valid is None else valid
+    number = jnp.cumsum(valid)  # from 1
+    total = number[-1]
+    enters = valid & (number > total - size)
+    place = jnp.where(enters, (bank.next + number - 1) % size, size)
     new = {
         name: stored.at[place].set(
-            jax.lax.stop_gradient(rows[name][count - kept :]).astype(stored.dtype)
+            jax.lax.stop_gradient(rows[name]).astype(stored.dtype), mode="drop"
         )
         for name, stored in bank.rows.items()
     }
-    filled = jnp.minimum(bank.filled + count, size).astype(jnp.int32)
-    return Bank(new, filled, ((bank.next + count) % size).astype(jnp.int32))
+    filled = jnp.minimum(bank.filled + total, size).astype(jnp.int32)
+    return Bank(new, filled, ((bank.next + total) % size).astype(jnp.int32))
 
 
 def there(bank: Bank) -> Array:

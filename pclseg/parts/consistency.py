@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from pclseg import parallel
 from pclseg.augment import Augment, sample_keys
-from pclseg.errors import UserError
 from pclseg.losses.distillation import squared_difference
 from pclseg.losses.segmentation import cross_entropy
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts import ema, segmenter
 from pclseg.parts.passes import train_pass
+from pclseg.parts.settings import require
 from pclseg.state import TrainState, Tree
 
 # (keys [B], values [B, H, W, C]) -> the same, moved; equal keys move equally, and what
@@ -57,10 +57,10 @@ def consistency(
     Raises:
         UserError: a setting out of its range.
     """
-    _require("max_weight", max_weight, ">= 0", max_weight >= 0)
-    _require("ramp_steps", ramp_steps, "1 or more", ramp_steps >= 1)
-    _require("max_decay", max_decay, "0 <= max_decay < 1", 0 <= max_decay < 1)
-    _require("noise_std", noise_std, ">= 0", noise_std >= 0)
+    require("max_weight", max_weight, ">= 0", max_weight >= 0)
+    require("ramp_steps", ramp_steps, "1 or more", ramp_steps >= 1)
+    require("max_decay", max_decay, "0 <= max_decay < 1", 0 <= max_decay < 1)
+    require("noise_std", noise_std, ">= 0", noise_std >= 0)
 
     def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
         params, model_state = segmenter.start(model, key, batch)
@@ -72,12 +72,10 @@ def consistency(
         """The teacher's probabilities, and the teacher after this pass."""
         draw = functools.partial(jax.random.normal, shape=images.shape[1:])
         noisy = images + noise_std * jax.vmap(draw)(noise_keys)
-        params, statistics = teacher["params"], {"batch_stats": teacher["batch_stats"]}
-        logits, statistics = train_pass(
-            model, params, statistics, noisy, key=key, number=2
+        logits, teacher = ema.teacher_pass(
+            model, teacher, noisy, key=key, number=2, mode="train"
         )
-        probs = jax.lax.stop_gradient(jax.nn.softmax(logits))
-        return probs, {"params": params, **statistics}
+        return jax.nn.softmax(logits), teacher
 
     def loss(
         params: Tree, state: TrainState, batch: Batch, key: Array
@@ -100,7 +98,7 @@ def consistency(
         )
         student_probs = move(jax.nn.softmax(logits))
         teacher_probs, teacher = targets(
-            ema.current(state.method_state["teacher"], state),
+            state.method_state["teacher"],
             move(unlabelled),
             sample_keys(noise_key, rows),
             key,
@@ -117,12 +115,8 @@ def consistency(
         return value, Aux(model_state, {"teacher": teacher}, metrics)
 
     def after_step(state: TrainState) -> TrainState:
-        teacher = state.method_state["teacher"]
-        teacher = ema.follow(teacher, state, max_decay=max_decay)
-        return state.replace(method_state={"teacher": teacher})
-
-    def predict_teacher(state: TrainState, images: Array) -> Array:
-        return model.apply(state.method_state["teacher"], images, train=False)
+        decay = ema.decay(state.step - 1, max_decay=max_decay)
+        return ema.follow(state, decay=decay, mode="train")
 
     return Method(
         batch_keys=frozenset({"image", "label", "unlabelled_image"}),
@@ -130,7 +124,7 @@ def consistency(
         loss=loss,
         after_step=after_step,
         predict=functools.partial(segmenter.predict, model),
-        also_predict={"teacher": predict_teacher},
+        also_predict={"teacher": functools.partial(segmenter.predict_teacher, model)},
         needs_square=needs_square,
     )
 
@@ -147,8 +141,3 @@ def ramp_up(step: Array, *, max_weight: float, ramp_steps: int) -> Array:
     """
     left = 1 - jnp.minimum(step, ramp_steps) / ramp_steps
     return max_weight * jnp.exp(-5 * jnp.square(left))
-
-
-def _require(name: str, value: object, expected: str, holds: bool) -> None:
-    if not holds:
-        raise UserError(f"method.{name} is {value}; expected {expected}.")

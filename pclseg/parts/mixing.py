@@ -39,7 +39,7 @@ def mixed(mask: Array, own: Array, other: Array) -> Array:
     return jnp.where(mask[..., None] if own.ndim == 4 else mask, own, other)
 
 
-def rectangles(keys: Array, shape: tuple[int, int]) -> Array:
+def rectangles(keys: Array, shape: tuple[int, ...]) -> Array:
     """False on a rectangle of half the area, at a random place; CutMix and Cutout.
 
     Its width is uniform in W/2 + 1 to W - 1, its height HW / (2 width), rounded. Yun et

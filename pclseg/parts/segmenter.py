@@ -18,3 +18,8 @@ def predict(model: Any, state: TrainState, images: Array) -> jax.Array:
     """Logits of the trained weights, normalised by the running statistics."""
     variables = {"params": state.params, **state.model_state}
     return model.apply(variables, images, train=False)
+
+
+def predict_teacher(model: Any, state: TrainState, images: Array) -> jax.Array:
+    """The same of the teacher in the method's state."""
+    return model.apply(state.method_state["teacher"], images, train=False)

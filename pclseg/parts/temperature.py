@@ -1,9 +1,33 @@
 """A temperature that goes down and up again in the course of training."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 
+from pclseg.parts.settings import require
+
 Array = jax.Array
+Temperature = Callable[[Array], Array]  # step -> float scalar
+
+
+def schedule(name: str, bounds: Sequence[float], *, period: int) -> Temperature:
+    """Step -> `cosine_temperature`, of settings of a method.
+
+    Args:
+        name: of the setting, for messages.
+        bounds: (low, high); the same twice for a constant.
+        period: in steps.
+
+    Raises:
+        UserError: unless 0 < low <= high and the period is 1 or more.
+    """
+    expected = "(low, high) with 0 < low <= high, the same twice for a constant"
+    holds = len(bounds) == 2 and 0 < bounds[0] <= bounds[1]
+    require(name, tuple(bounds), expected, holds)
+    require("temperature_period", period, "1 or more", period >= 1)
+    low, high = bounds
+    return lambda step: cosine_temperature(step, period=period, low=low, high=high)
 
 
 def cosine_temperature(step: Array, *, period: float, low: float, high: float) -> Array:

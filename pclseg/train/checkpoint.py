@@ -156,6 +156,19 @@ def load_weights(folder: Path) -> tuple[int, Tree, Tree]:
     Raises:
         UserError: no complete checkpoint in `folder`, or it is damaged.
     """
+    step, state = load_state(folder)
+    return step, state["params"], state["model_state"]["batch_stats"]
+
+
+def load_state(folder: Path) -> tuple[int, dict[str, Tree]]:
+    """The newest checkpoint in `folder`, whatever method and model made it.
+
+    Returns:
+        step; the fields of its `TrainState`, as nested dicts of host arrays.
+
+    Raises:
+        UserError: no complete checkpoint in `folder`, or it is damaged.
+    """
     folder = folder.absolute()
     if not folder.is_dir():
         raise UserError(
@@ -168,8 +181,7 @@ def load_weights(folder: Path) -> tuple[int, Tree, Tree]:
             raise UserError(
                 f"{folder} holds no complete checkpoint; finish that stage first."
             )
-        item = _restore(manager, folder / str(step), None)
-    return step, item["params"], item["model_state"]["batch_stats"]
+        return step, _restore(manager, folder / str(step), None)
 
 
 def _alone() -> dict[str, Any]:

@@ -9,6 +9,9 @@ import numpy as np
 from flax import traverse_util
 
 from pclseg.errors import UserError
+from pclseg.state import TrainState, Tree
+
+TEACHER = "teacher"  # its leaves are transferred as those of a module of this name
 
 Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree}
 Path = tuple[str, ...]  # ("params", "encoder", "level1", "conv1", "kernel")
@@ -42,6 +45,53 @@ class Receipt:
         return "\n".join(counts + layers)
 
 
+def variables(params: Tree, model_state: Tree, method_state: Tree) -> Variables:
+    """The parts of a state that can be transferred; a teacher's as part "teacher"."""
+    own = {"params": params, "batch_stats": model_state["batch_stats"]}
+    teacher = (method_state or {}).get(TEACHER)
+    if teacher is None:
+        return own
+    return {kind: {**tree, TEACHER: teacher[kind]} for kind, tree in own.items()}
+
+
+def started(
+    state: TrainState, merged: Variables, *, parts: Sequence[str]
+) -> TrainState:
+    """A fresh state with weights that `transfer` merged.
+
+    Its teacher, if it has one, begins as the student does, but for parts "teacher/...".
+
+    Args:
+        state: of which `variables` were the target.
+        merged: of `transfer`.
+        parts: likewise.
+    """
+    own = {
+        kind: {name: leaves for name, leaves in tree.items() if name != TEACHER}
+        for kind, tree in merged.items()
+    }
+    method_state = state.method_state
+    if TEACHER in method_state:
+        student, teacher = (_flatten(tree) for tree in (own, _teacher(merged)))
+        moved = [part for part in parts if f"{part}/".startswith(f"{TEACHER}/")]
+        leaves = {
+            (kind, *path): teacher[kind, *path]
+            if _is_in((kind, TEACHER, *path), moved)
+            else np.copy(student[kind, *path])
+            for kind, *path in teacher
+        }
+        method_state = {**method_state, TEACHER: traverse_util.unflatten_dict(leaves)}
+    return state.replace(
+        params=own["params"],
+        model_state={**state.model_state, "batch_stats": own["batch_stats"]},
+        method_state=method_state,
+    )
+
+
+def _teacher(variables: Variables) -> Variables:
+    return {kind: tree[TEACHER] for kind, tree in variables.items()}
+
+
 def transfer(
     source: Variables, target: Variables, *, parts: Sequence[str]
 ) -> tuple[Variables, Receipt]:
@@ -50,7 +100,8 @@ def transfer(
     Args:
         source: {"params", "batch_stats"} of the finished stage.
         target: the same of the next stage, freshly initialised.
-        parts: submodules to copy, such as "encoder" or "decoder/level4".
+        parts: submodules to copy, such as "encoder" or "decoder/level4"; of a teacher
+            "teacher/encoder".
 
     Returns:
         `target` with the leaves of `parts` taken from `source`, and the receipt.

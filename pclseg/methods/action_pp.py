@@ -1,0 +1,215 @@
+"""ACTION++: ACTION, and labelled pixels pulled to centres of their classes.
+
+You et al. 2023, arXiv 2304.02689. All temperatures may rise and fall (`schedule`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pclseg.augment import Augment
+from pclseg.losses.anatomical import draw_members, members
+from pclseg.losses.centres import (
+    assigned_centres,
+    centre_contrast,
+    moved_means,
+    simplex_centres,
+    solved_centres,
+)
+from pclseg.losses.contrastive import unit_length
+from pclseg.methods.base import Array, Method
+from pclseg.parts import bank
+from pclseg.parts.pseudo_labels import (
+    LabelledContrast,
+    LabelledPixels,
+    pseudo_labelled,
+)
+from pclseg.parts.settings import require
+from pclseg.parts.temperature import schedule
+from pclseg.state import Tree
+
+MODES = ("mean", "code", "paper")
+_UNIFORMITY = (
+    0.5  # temperature at which descent comes to the simplex where there is one
+)
+
+
+def make(
+    *,
+    model: Any,
+    augment: Augment,
+    axis_name: str | None,
+    strong: Mapping[str, Any],
+    mix_mode: str,
+    pseudo_weight: float,
+    pseudo_pixels: str,
+    contrast_weight: float,
+    contrast_temperature: Sequence[float],
+    temperature_period: int,
+    num_anchors: int,
+    num_negatives: int,
+    sure_threshold: float,
+    hard_threshold: float,
+    teacher_momentum: float,
+    teacher_mode: str,
+    labelled_weight: float,
+    labelled_temperature: Sequence[float],
+    labelled_anchors: int,
+    anchors_below: float,
+    bank_size: int,
+    centre_weight: float,
+    centre_mode: str,
+    centres: str,
+    centre_seed: int,
+    mean_rate: float,
+) -> Method:
+    """The loss of ACTION + labelled_weight * L_aaco.
+
+    L_aaco is `centre_contrast`: anchors are labelled pixels of the student; own keys
+    and the bank are what the teacher says of the same and of earlier ones. Class means
+    move, centres are assigned to them, the loss is taken, then the bank takes the keys.
+
+    Arguments besides those of `pseudo_labelled`:
+
+    - labelled_weight: lambda_sa, >= 0;
+    - labelled_temperature: of L_aaco, see `temperature.schedule`;
+    - labelled_anchors: of a class that is there, and step;
+    - anchors_below: anchors are drawn from pixels to whose class the student gives less
+      than this; more than 1 for all pixels;
+    - bank_size: entries, of all classes together;
+    - centre_weight: lambda_a, of the centres, >= 0;
+    - centre_mode: "mean", "code" or "paper", see `centre_contrast`;
+    - centres: "simplex", in closed form, or "solved", by descent; the latter also where
+      there are more classes than dimensions + 1;
+    - centre_seed: of the rotation of the simplex, or of where descent begins;
+    - mean_rate: of the class means, in (0, 1].
+
+    Raises:
+        UserError: a setting out of its range.
+    """
+    require("labelled_weight", labelled_weight, ">= 0", labelled_weight >= 0)
+    require("labelled_anchors", labelled_anchors, "1 or more", labelled_anchors >= 1)
+    require("anchors_below", anchors_below, "> 0", anchors_below > 0)
+    require("bank_size", bank_size, "1 or more", bank_size >= 1)
+    require("centre_weight", centre_weight, ">= 0", centre_weight >= 0)
+    known = centre_mode in MODES
+    require("centre_mode", repr(centre_mode), f"one of: {', '.join(MODES)}", known)
+    known = centres in ("simplex", "solved")
+    require("centres", repr(centres), "'simplex' or 'solved'", known)
+    require("centre_seed", centre_seed, "0 or more", centre_seed >= 0)
+    require("mean_rate", mean_rate, "0 < rate <= 1", 0 < mean_rate <= 1)
+    temperature_at = schedule(
+        "labelled_temperature", labelled_temperature, period=temperature_period
+    )
+
+    def init(dim: int, num_classes: int) -> Tree:
+        return {
+            "centres": class_centres(centres, num_classes, dim, seed=centre_seed),
+            "means": jnp.zeros((num_classes, dim)),
+            "seen": jnp.zeros(num_classes, bool),
+            "assigned": jnp.arange(num_classes, dtype=jnp.int32),
+            "bank": bank.empty(bank_size, key=jnp.zeros(dim), label=jnp.int32(0)),
+        }
+
+    def loss(
+        pixels: LabelledPixels, kept: Tree, step: Array, key: Array
+    ) -> tuple[Array, Tree, dict[str, Array]]:
+        num_classes = len(kept["centres"])
+        drawn, label = draw_anchors(
+            pixels,
+            key,
+            num_classes=num_classes,
+            number=labelled_anchors,
+            below=anchors_below,
+        )
+        anchors, keys = (
+            unit_length(features[drawn])
+            for features in (pixels.features, pixels.taught)
+        )
+        means, seen = moved_means(
+            kept["means"],
+            kept["seen"],
+            anchors,
+            jnp.where(label < 0, num_classes, label),
+            rate=mean_rate,
+        )
+        assigned = assigned_centres(means, kept["centres"])
+        stored = kept["bank"]
+        terms = centre_contrast(
+            anchors,
+            keys,
+            label,
+            stored.rows["key"],
+            stored.rows["label"],
+            bank.there(stored),
+            kept["centres"],
+            assigned,
+            temperature=temperature_at(step),
+            centre_weight=centre_weight,
+            mode=centre_mode,
+        )
+        after = {
+            "centres": kept["centres"],
+            "means": means,
+            "seen": seen,
+            "assigned": assigned,
+            "bank": bank.pushed(stored, valid=label >= 0, key=keys, label=label),
+        }
+        metrics = {
+            "class_contrast": terms.to_class,
+            "centre_contrast": terms.to_centre,
+            "centres_moved": (assigned != kept["assigned"]).mean(),
+            "labelled_temperature": temperature_at(step),
+        }
+        return labelled_weight * (terms.to_class + terms.to_centre), after, metrics
+
+    return pseudo_labelled(
+        model=model,
+        augment=augment,
+        axis_name=axis_name,
+        labelled_contrast=LabelledContrast(init, loss),
+        strong=strong,
+        mix_mode=mix_mode,
+        pseudo_weight=pseudo_weight,
+        pseudo_pixels=pseudo_pixels,
+        contrast_weight=contrast_weight,
+        contrast_temperature=contrast_temperature,
+        temperature_period=temperature_period,
+        num_anchors=num_anchors,
+        num_negatives=num_negatives,
+        sure_threshold=sure_threshold,
+        hard_threshold=hard_threshold,
+        teacher_momentum=teacher_momentum,
+        teacher_mode=teacher_mode,
+    )
+
+
+def class_centres(how: str, num_classes: int, dim: int, *, seed: int) -> Array:
+    """[K, D] float32: `simplex_centres` where asked for and possible, else solved."""
+    if how == "simplex" and dim >= num_classes - 1:
+        return jnp.asarray(simplex_centres(num_classes, dim, seed=seed), jnp.float32)
+    return solved_centres(num_classes, dim, temperature=_UNIFORMITY, seed=seed)
+
+
+def draw_anchors(
+    pixels: LabelledPixels, key: Array, *, num_classes: int, number: int, below: float
+) -> tuple[Array, Array]:
+    """Pixels of every class, evenly and with replacement.
+
+    Args:
+        pixels: of the global batch.
+        key: random.
+        num_classes: K.
+        number: n, of a class.
+        below: only pixels with a smaller probability.
+
+    Returns:
+        [K n] int32 pixels and [K n] int32 labels; -1 of a class without pixels.
+    """
+    able = jnp.where(pixels.prob < below, pixels.label, num_classes)
+    of_class = members(able, num_classes)
+    label = jnp.repeat(jnp.arange(num_classes, dtype=jnp.int32), number)
+    drawn = draw_members(of_class, label, jax.random.uniform(key, label.shape))
+    return drawn, jnp.where(of_class.count[label] > 0, label, -1)
