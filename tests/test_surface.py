@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from pclseg.evaluation import surface
 from pclseg.evaluation.surface import surface_metrics
 
 
@@ -166,6 +167,16 @@ def test_legacy_asd_is_that_of_the_authors_whatever_the_spacing(spacing):
 def test_asd_in_mm_is_the_mean_of_the_authors_in_both_directions(spacing, directed):
     found = surface_metrics(P, G, spacing, tolerance_mm=1)
     assert found["asd_mm"] == pytest.approx(np.mean(directed), abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "pooled"), [((1, 1, 1), 0.9598227659), ((10, 1, 1), 4.0359132619)]
+)
+def test_distances_of_the_recorded_masks_pool_to_the_recorded_mean(spacing, pooled):
+    a, b = surface._surface(P), surface._surface(G)
+    assert (a.sum(), b.sum()) == (26, 42)
+    both = surface._distances(a, b, spacing), surface._distances(b, a, spacing)
+    assert np.concatenate(both).mean() == pytest.approx(pooled, abs=1e-10)
 
 
 def test_a_part_of_a_structure_is_flattered_by_the_legacy_asd():
