@@ -84,6 +84,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     model = dict(stage.model, width=size["width"], backbone="ssl4mis")
     heads = dict(model, out_dim=512, activate_heads=True)
+    encoder_heads = {key: heads[key] for key in heads if key != "num_classes"}
     slices_of_wholes, slices_of_windows, slices_of_pixels = size["batches"]
     steps = [dict(stage.train, epochs=0, steps=number) for number in size["steps"]]
 
@@ -92,11 +93,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         data=dict(
             stage.data, subset="train", batch_size=slices_of_wholes, last_batch="drop"
         ),
-        model=dict(heads, name="unet2d_distill"),
+        model=dict(encoder_heads, name="unet2d_distill"),
         method=dict(distillation, name="action_global"),
         train=steps[0],
     )
-    del config.pretrain.model.num_classes
     config.local = dict(
         stage,
         init_from="pretrain",

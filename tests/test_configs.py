@@ -38,6 +38,20 @@ FINETUNE = {
     (32, 8): 7_763_584,
     (32, 4): 7_763_456,
 }
+# What the first stage of an arm trains, where it is not the arm's own method.
+FIRST = {
+    "pcl_tcsm": "pcl",
+    "gcl_local": "gcl_proper",
+    "action": "action_global",
+    "action_pp": "action_local",
+    "pcl_action_pp": "pcl",
+}
+# Arms with a stage in the middle, and its method.
+MIDDLE = {
+    "gcl_local": "gcl_local",
+    "action": "action_local",
+    "pcl_action_pp": "action_local",
+}
 # Arms without pre-training.
 SCRATCH = ("scratch", "mixup", "mean_teacher", "tcsm")
 
@@ -130,7 +144,7 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
     assert lines[2].startswith("split: fold 0; ")
     arm = name.rpartition("_")[0]
     first = ["pretrain"] if has_pretraining(name) else []
-    if arm == "gcl_local":
+    if arm in MIDDLE:
         first = ["pretrain", "local"]
     assert list(stages) == [*first, "finetune"]
     for text in stages.values():
@@ -146,10 +160,12 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
     if arm in SCRATCH[1:]:
         assert f"method {arm}," in stages["finetune"]
     if has_pretraining(name):
-        method = {"pcl_tcsm": "pcl", "gcl_local": "gcl_proper"}.get(arm, arm)
-        assert f"method {method}," in stages["pretrain"]
-    if arm == "gcl_local":
-        assert "method gcl_local," in stages["local"]
+        assert f"method {FIRST.get(arm, arm)}," in stages["pretrain"]
+    if arm in MIDDLE:
+        assert f"method {MIDDLE[arm]}," in stages["local"]
+    if "action" in arm:
+        method = arm.removeprefix("pcl_")
+        assert f"method {method}," in stages["finetune"]
     if arm in ("pcl", "gcl", "simclr", "gcl_proper", "gcl_local"):
         positives = re.search(r"per anchor: mean ([\d.]+), least", stages["pretrain"])
         assert float(positives[1]) >= 1  # the other view of the same slice

@@ -25,7 +25,8 @@ class Receipt:
     Attributes:
         loaded: leaves copied from the source.
         skipped: leaves of the source that the target has no use for.
-        fresh: leaves of the target that keep their initial values.
+        fresh: leaves of the target that keep their initial values; those of a teacher
+            are not listed, they become the student's.
     """
 
     loaded: Leaves
@@ -119,7 +120,13 @@ def transfer(
     receipt = Receipt(
         loaded=_leaves({path: old[path] for path in new_part}),
         skipped=_leaves({path: old[path] for path in old if path not in old_part}),
-        fresh=_leaves({path: new[path] for path in new if path not in new_part}),
+        fresh=_leaves(
+            {
+                path: new[path]
+                for path in new
+                if path not in new_part and path[1] != TEACHER
+            }
+        ),
     )
     merged = {path: old_part.get(path, leaf) for path, leaf in new.items()}
     return traverse_util.unflatten_dict(merged), receipt

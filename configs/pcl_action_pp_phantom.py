@@ -1,0 +1,30 @@
+r"""PCL, then ACTION++ on the embedded phantom; needs no data.
+
+python -m pclseg.main --config=configs/pcl_action_pp_phantom.py \
+    --workdir=runs/pcl_action_pp_phantom
+
+Stages as in `pcl_action_pp_acdc.py:size=cpu`, data as in `pcl_phantom.py`.
+"""
+
+import ml_collections
+
+from pclseg.config import sibling
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; `arg` as in `pcl_phantom.py`."""
+    config = sibling(__file__, "scratch_phantom.py", arg)
+    own = config.finetune
+    acdc = sibling(__file__, "pcl_action_pp_acdc.py", "size=cpu")
+    config.arm, config.stages = acdc.arm, acdc.stages
+    for name in acdc.stages:
+        stage = config[name] = acdc[name]
+        stage.data.crop_size = own.data.crop_size
+        if "num_classes" in stage.model:
+            stage.model.num_classes = own.model.num_classes
+    pretrain = sibling(__file__, "pcl_phantom.py", arg).pretrain
+    for key in ("width", "backbone"):
+        pretrain.model[key] = config.local.model[key]
+    config.pretrain = pretrain
+    config.local.model.window = 16
+    return config
