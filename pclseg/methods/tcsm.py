@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from pclseg.augment import Augment
 from pclseg.augment.interpolation import sample_image
 from pclseg.augment.spatial import coordinates
+from pclseg.augment.turns import turn
 from pclseg.errors import UserError
 from pclseg.methods.base import Array, Method
 from pclseg.parts.consistency import consistency
@@ -84,19 +85,6 @@ def transform(keys: Array, values: Array, *, zoom: tuple[float, float]) -> Array
         return enlarge(value, zoom[0] + (zoom[1] - zoom[0]) * size)
 
     return jax.vmap(one)(keys, values)
-
-
-def turn(value: Array, quarters: Array, flip: Array) -> Array:
-    """`numpy.rot90(value, quarters)`, then its rows in reverse order if `flip`.
-
-    Args:
-        value: [S, S, C].
-        quarters: integer scalar in 0..3.
-        flip: bool scalar.
-    """
-    turns = [functools.partial(jnp.rot90, k=k) for k in range(4)]
-    value = jax.lax.switch(quarters, turns, value)
-    return jnp.where(flip, value[::-1], value)
 
 
 def enlarge(value: Array, factor: Array) -> Array:
