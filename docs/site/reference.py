@@ -15,8 +15,10 @@ from pclseg.augment import spatial
 from pclseg.config import load_config
 from pclseg.data import geometry, prepare, volume
 from pclseg.data.datasets import nifti
-from pclseg.methods import pcl, tcsm
+from pclseg.methods import action_pp, pcl, tcsm
 from pclseg.models import unet2d
+from pclseg.parts.distillation import distillation
+from pclseg.parts.pseudo_labels import pseudo_labelled
 from pclseg.parts.two_views import two_views
 from pclseg.train import optimizer
 
@@ -166,7 +168,15 @@ def _modules(package: Any) -> Iterator[str]:
         summary = (inspect.getdoc(module) or "").partition("\n")[0]
         yield f"\n### {path.stem}\n\n{summary}\n\n"
         # Some say that their arguments are those of another.
-        explained = arguments(tcsm.make) | arguments(two_views) | arguments(make)
+        shared = (
+            tcsm.make,
+            two_views,
+            distillation,
+            pseudo_labelled,
+            action_pp.pull_to_centres,
+            make,
+        )
+        explained = {k: v for source in shared for k, v in arguments(source).items()}
         rows = [
             f"| `{name}` | {_cell(explained.get(name, ''))} |"
             for name in inspect.signature(make).parameters

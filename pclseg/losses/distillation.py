@@ -31,7 +31,7 @@ def similarity_log_probs(
 
     log softmax over n of cos(z_w, a_nw) / temperature; Tejankar et al. 2021, arXiv
     2010.10974, and You et al. 2023, arXiv 2206.02307. An entry is compared with
-    embeddings of its own window w only.
+    embeddings of its own window w only. No gradient reaches the bank.
 
     Args:
         embedding: z, [B, W, D] float, of W windows; of any length.
@@ -42,7 +42,7 @@ def similarity_log_probs(
     Returns:
         [B, W, N] float32 (float64 for float64); 0 everywhere where no entry is there.
     """
-    z, a = unit_length(embedding), unit_length(bank)
+    z, a = unit_length(embedding), unit_length(jax.lax.stop_gradient(bank))
     cosine = jnp.einsum("bwd,nwd->bwn", z, a, precision="highest") / temperature
     any_there = filled.any()
     there = jnp.broadcast_to(filled | ~any_there, cosine.shape)

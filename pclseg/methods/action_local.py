@@ -9,7 +9,6 @@ from typing import Any
 from pclseg.augment import Augment
 from pclseg.methods.base import Method
 from pclseg.parts.distillation import distillation
-from pclseg.parts.settings import require
 
 
 def make(
@@ -33,20 +32,15 @@ def make(
     A window is compared with the windows at its place in the slices of the bank. In the
     authors' code rows of windows are mixed up by a reshape; here each is its own.
 
-    The weights, k1 and k2 of the paper, are >= 0; all other arguments are those of
-    `distillation`. The model is "unet2d_distill_local".
-
-    Raises:
-        UserError: a setting out of its range.
+    The arguments are those of `distillation`; the model is "unet2d_distill_local".
     """
-    require("global_weight", global_weight, ">= 0", global_weight >= 0)
-    require("local_weight", local_weight, ">= 0", local_weight >= 0)
     return distillation(
         model=model,
         augment=augment,
         axis_name=axis_name,
-        weights={"global": global_weight, "local": local_weight},
         supervised=True,
+        global_weight=global_weight,
+        local_weight=local_weight,
         strong=strong,
         bank_size=bank_size,
         student_temperature=student_temperature,

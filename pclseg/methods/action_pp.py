@@ -31,9 +31,7 @@ from pclseg.parts.temperature import schedule
 from pclseg.state import Tree
 
 MODES = ("mean", "code", "paper")
-_UNIFORMITY = (
-    0.5  # temperature at which descent comes to the simplex where there is one
-)
+_UNIFORMITY = 0.5  # at this temperature descent comes to the simplex, where one fits
 
 
 def make(
@@ -67,24 +65,76 @@ def make(
 ) -> Method:
     """The loss of ACTION + labelled_weight * L_aaco.
 
+    The arguments are those of `pseudo_labelled` and `pull_to_centres`; the model is
+    "unet2d_dense".
+    """
+    return pseudo_labelled(
+        model=model,
+        augment=augment,
+        axis_name=axis_name,
+        labelled_contrast=pull_to_centres(
+            labelled_weight=labelled_weight,
+            labelled_temperature=labelled_temperature,
+            temperature_period=temperature_period,
+            labelled_anchors=labelled_anchors,
+            anchors_below=anchors_below,
+            bank_size=bank_size,
+            centre_weight=centre_weight,
+            centre_mode=centre_mode,
+            centres=centres,
+            centre_seed=centre_seed,
+            mean_rate=mean_rate,
+        ),
+        strong=strong,
+        mix_mode=mix_mode,
+        pseudo_weight=pseudo_weight,
+        pseudo_pixels=pseudo_pixels,
+        contrast_weight=contrast_weight,
+        contrast_temperature=contrast_temperature,
+        temperature_period=temperature_period,
+        num_anchors=num_anchors,
+        num_negatives=num_negatives,
+        sure_threshold=sure_threshold,
+        hard_threshold=hard_threshold,
+        teacher_momentum=teacher_momentum,
+        teacher_mode=teacher_mode,
+    )
+
+
+def pull_to_centres(
+    *,
+    labelled_weight: float,
+    labelled_temperature: Sequence[float],
+    temperature_period: int,
+    labelled_anchors: int,
+    anchors_below: float,
+    bank_size: int,
+    centre_weight: float,
+    centre_mode: str,
+    centres: str,
+    centre_seed: int,
+    mean_rate: float,
+) -> LabelledContrast:
+    """labelled_weight * L_aaco, supervised adaptive anatomical contrast.
+
     L_aaco is `centre_contrast`: anchors are labelled pixels of the student; own keys
     and the bank are what the teacher says of the same and of earlier ones. Class means
     move, centres are assigned to them, the loss is taken, then the bank takes the keys.
 
-    Arguments besides those of `pseudo_labelled`:
-
-    - labelled_weight: lambda_sa, >= 0;
-    - labelled_temperature: of L_aaco, see `temperature.schedule`;
-    - labelled_anchors: of a class that is there, and step;
-    - anchors_below: anchors are drawn from pixels to whose class the student gives less
-      than this; more than 1 for all pixels;
-    - bank_size: entries, of all classes together;
-    - centre_weight: lambda_a, of the centres, >= 0;
-    - centre_mode: "mean", "code" or "paper", see `centre_contrast`;
-    - centres: "simplex", in closed form, or "solved", by descent; the latter also where
-      there are more classes than dimensions + 1;
-    - centre_seed: of the rotation of the simplex, or of where descent begins;
-    - mean_rate: of the class means, in (0, 1].
+    Args:
+        labelled_weight: lambda_sa, >= 0.
+        labelled_temperature: of L_aaco, see `temperature.schedule`.
+        temperature_period: in steps.
+        labelled_anchors: of a class that is there, and step.
+        anchors_below: anchors are drawn from pixels to whose class the student gives
+            less than this; more than 1 for all pixels.
+        bank_size: entries, of all classes together.
+        centre_weight: lambda_a, of the centres, >= 0.
+        centre_mode: "mean", "code" or "paper", see `centre_contrast`.
+        centres: "simplex", in closed form, or "solved", by descent; the latter also
+            where there are more classes than dimensions + 1.
+        centre_seed: of the rotation of the simplex, or of where descent begins.
+        mean_rate: of the class means, in (0, 1].
 
     Raises:
         UserError: a setting out of its range.
@@ -165,25 +215,7 @@ def make(
         }
         return labelled_weight * (terms.to_class + terms.to_centre), after, metrics
 
-    return pseudo_labelled(
-        model=model,
-        augment=augment,
-        axis_name=axis_name,
-        labelled_contrast=LabelledContrast(init, loss),
-        strong=strong,
-        mix_mode=mix_mode,
-        pseudo_weight=pseudo_weight,
-        pseudo_pixels=pseudo_pixels,
-        contrast_weight=contrast_weight,
-        contrast_temperature=contrast_temperature,
-        temperature_period=temperature_period,
-        num_anchors=num_anchors,
-        num_negatives=num_negatives,
-        sure_threshold=sure_threshold,
-        hard_threshold=hard_threshold,
-        teacher_momentum=teacher_momentum,
-        teacher_mode=teacher_mode,
-    )
+    return LabelledContrast(init, loss)
 
 
 def class_centres(how: str, num_classes: int, dim: int, *, seed: int) -> Array:

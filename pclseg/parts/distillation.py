@@ -34,8 +34,9 @@ def distillation(
     model: Any,
     augment: Augment,
     axis_name: str | None,
-    weights: Mapping[str, float],
     supervised: bool,
+    global_weight: float,
+    local_weight: float,
     strong: Mapping[str, Any],
     bank_size: int,
     student_temperature: Sequence[float],
@@ -58,8 +59,9 @@ def distillation(
         model: with `as_teacher` and `as_student`, images [B, H, W, C] -> `Said`.
         augment: moves images, and their labels alike; for both views the same.
         axis_name: of the pmapped step, or None.
-        weights: of the embeddings that the model gives, by their names.
         supervised: whether there is a stream of labelled slices beside that of all.
+        global_weight: of the embeddings of whole slices, >= 0; k1 of the paper.
+        local_weight: of those of windows, >= 0; k2. Of no meaning for a model without.
         strong: settings of the augmentation of the student's view; it moves nothing.
         bank_size: entries of a bank.
         student_temperature: t_s, see `temperature.schedule`.
@@ -72,8 +74,11 @@ def distillation(
     Raises:
         UserError: a setting out of its range.
     """
+    require("global_weight", global_weight, ">= 0", global_weight >= 0)
+    require("local_weight", local_weight, ">= 0", local_weight >= 0)
     require("bank_size", bank_size, "1 or more", bank_size >= 1)
     ema.check_teacher(momentum=teacher_momentum, mode=teacher_mode)
+    weights = {"global": global_weight, "local": local_weight}
     strengthen = strong_view(strong)
     student_at = schedule(
         "student_temperature", student_temperature, period=temperature_period
@@ -145,18 +150,17 @@ def distillation(
         filled = bank.there(stored)
         student_t, teacher_t = student_at(state.step), teacher_at(state.step)
         metrics |= {"student_temperature": student_t, "teacher_temperature": teacher_t}
-        for name, weight in weights.items():
+        for name, entries in stored.rows.items():
             own, its = (
                 jnp.concatenate([said[name] for said in each])
                 for each in (students, teachers)
             )
-            entries = stored.rows[name]
             term = kl_divergence(
                 similarity_log_probs(its, entries, filled, temperature=teacher_t),
                 similarity_log_probs(own, entries, filled, temperature=student_t),
                 reverse=reverse_kl,
             ).mean()
-            value += weight * term
+            value += weights[name] * term
             metrics[f"{name}_distillation"] = term
         for said in parallel.all_gather(teachers, axis_name):
             rows = {name: unit_length(z) for name, z in said.items()}
