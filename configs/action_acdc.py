@@ -19,6 +19,7 @@ SIZES = {
         window=64,
         width=16,
         batches=(6, 3, 4),
+        out_dim=512,
         peak_lr=0.01,
         steps=(30000, 30000, 30000),
         stride=1,
@@ -29,6 +30,7 @@ SIZES = {
         window=24,
         width=8,
         batches=(12, 4, 4),
+        out_dim=128,
         peak_lr=0.03,
         steps=(600, 300, 1000),
         stride=4,
@@ -127,7 +129,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             batch_size=slices_of_pixels,
             unlabelled_batch_size=slices_of_pixels,
         ),
-        model=dict(heads, name="unet2d_dense", stride=size["stride"]),
+        model=dict(
+            heads, name="unet2d_dense", out_dim=size["out_dim"], stride=size["stride"]
+        ),
         method=dict(
             name="action",
             strong=strong,

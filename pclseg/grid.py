@@ -122,8 +122,10 @@ def plan(grid: ml_collections.ConfigDict) -> tuple[Cell, ...]:
 
 def _check_settings(grid: ml_collections.ConfigDict) -> None:
     """Raises UserError for a setting that no arm has a section for."""
-    for setting in (*grid.settings, *(s for arm in grid.arms for s in arm.split()[1:])):
+    for setting in grid.settings:
         check_setting(setting)
+    for setting in (own for arm in grid.arms for own in arm.split()[1:]):
+        check_setting(setting, may_be=("stages",))  # an arm may leave some out
     configs = [_config_of(_bare(arm, grid)) for arm in grid.arms]
     for setting in grid.settings:
         if not any(_section(setting) in config for config in configs):
@@ -140,8 +142,12 @@ def _check_settings(grid: ml_collections.ConfigDict) -> None:
             )
 
 
-def check_setting(setting: str) -> None:
+def check_setting(setting: str, *, may_be: Sequence[str] = ()) -> None:
     """Checks a KEY=VALUE text for all cells or an arm.
+
+    Args:
+        setting: the text.
+        may_be: keys that it may have although the grid sets them.
 
     Raises:
         UserError: it is none, or its key is what the grid itself sets.
@@ -149,7 +155,7 @@ def check_setting(setting: str) -> None:
     key, equals, _ = setting.partition("=")
     if not equals:
         raise UserError(f"{setting!r} is no KEY=VALUE text.")
-    if key in _NUMBERED:
+    if key in _NUMBERED.difference(may_be):
         raise UserError(
             f"{setting!r} cannot be set for a grid, which numbers its cells by it; use"
             " the lists of the grid file."
@@ -306,7 +312,8 @@ def _only(
     wave = max([0, *(sources[config[s].init_from].wave + 1 for s in starts_from)])
     settings = full.settings
     if tuple(stages) != tuple(config.stages):
-        settings = (*settings, f"stages={tuple(stages)!r}")
+        others = (own for own in settings if not own.startswith("stages="))
+        settings = (*others, f"stages={tuple(stages)!r}")
     return dataclasses.replace(
         full, wave=wave, settings=settings, starts_from=starts_from
     )

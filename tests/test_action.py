@@ -26,7 +26,7 @@ from pclseg.parts.pseudo_labels import (
     embedded_pixels,
     pseudo_cross_entropy,
 )
-from pclseg.parts.supervision import cross_entropy_and_dice
+from pclseg.parts.supervision import labelled_loss
 from pclseg.train.step import init_state, make_train_step
 
 ROWS, SIZE, CLASSES = 4, 32, 3
@@ -176,6 +176,9 @@ def stepped(name, count=1, **changed):
     return method, states, said
 
 
+half = functools.partial(labelled_loss, dice_weight=0.5, axis_name=None)
+
+
 def leaves_apart(a, b):
     return max(
         float(np.abs(np.subtract(x, y)).max())
@@ -299,7 +302,7 @@ def test_the_loss_is_the_divergence_over_what_the_bank_held(name):
         student = {**student, **updates}
         its = model.apply(teacher, data[stream], train=False, method="as_teacher")
         if stream == "image" and "label" in data:
-            total += float(cross_entropy_and_dice(own.logits, data["label"], None)[0])
+            total += float(half(own.logits, data["label"])[0])
         for window, found in pairs.items():
             found.append((own.embeddings[window], its.embeddings[window]))
     there = np.asarray(bank.there(kept))
@@ -371,7 +374,7 @@ def test_losses_of_labels_and_pseudo_labels_are_those_of_the_specification():  #
     label = np.array([[[0, 1], [2, 0]]])
     with jax.enable_x64(True):
         logits = jnp.asarray([logits], jnp.float64)
-        value, parts = cross_entropy_and_dice(logits, label, None)
+        value, parts = half(logits, label)
         np.testing.assert_allclose(value, 0.3350724834, atol=1e-9)
         np.testing.assert_allclose(parts["cross_entropy"], 0.4883554477, atol=1e-9)
         np.testing.assert_allclose(parts["dice_loss"], 0.1817895190, atol=1e-9)

@@ -19,6 +19,7 @@ def make(
     ramp_steps: int,
     max_decay: float,
     noise_std: float,
+    dice_weight: float = 0.0,
 ) -> Method:
     """Teacher and student see a slice alike, but for noise before the teacher.
 
@@ -38,4 +39,5 @@ def make(
         ramp_steps=ramp_steps,
         max_decay=max_decay,
         noise_std=noise_std,
+        dice_weight=dice_weight,
     )

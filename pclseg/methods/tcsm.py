@@ -29,6 +29,7 @@ def make(
     max_decay: float,
     noise_std: float,
     zoom: Sequence[float],
+    dice_weight: float = 0.0,
 ) -> Method:
     """Mean teacher with a random rotation by quarters, flip and zoom of every slice.
 
@@ -44,6 +45,8 @@ def make(
         max_decay: of the teacher.
         noise_std: on the teacher's input.
         zoom: low and high factor of enlargement, low <= 1 <= high; (1, 1) for none.
+        dice_weight: share of the Dice loss of labelled slices, which takes the place of
+            cross entropy.
 
     Raises:
         UserError: a setting out of its range.
@@ -59,6 +62,7 @@ def make(
         ramp_steps=ramp_steps,
         max_decay=max_decay,
         noise_std=noise_std,
+        dice_weight=dice_weight,
         needs_square=True,
     )
 

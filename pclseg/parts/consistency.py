@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from pclseg import parallel
 from pclseg.augment import Augment, sample_keys
 from pclseg.losses.distillation import squared_difference
-from pclseg.losses.segmentation import cross_entropy
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts import ema, segmenter
 from pclseg.parts.passes import train_pass
 from pclseg.parts.settings import require
+from pclseg.parts.supervision import check_dice_weight, labelled_loss
 from pclseg.state import TrainState, Tree
 
 # (keys [B], values [B, H, W, C]) -> the same, moved; equal keys move equally, and what
@@ -32,6 +32,7 @@ def consistency(
     ramp_steps: int,
     max_decay: float,
     noise_std: float,
+    dice_weight: float = 0.0,
     needs_square: bool = False,
 ) -> Method:
     """The method shared by mean teacher and TCSM, which differ in `transform` only.
@@ -52,6 +53,8 @@ def consistency(
         max_decay: of the teacher, see `ema.decay`; in [0, 1).
         noise_std: of the Gaussian noise on the teacher's input, in standard deviations
             of a volume's intensities; >= 0.
+        dice_weight: share of the Dice loss of labelled slices, which takes the place of
+            cross entropy.
         needs_square: whether T moves square images only.
 
     Raises:
@@ -61,6 +64,7 @@ def consistency(
     require("ramp_steps", ramp_steps, "1 or more", ramp_steps >= 1)
     require("max_decay", max_decay, "0 <= max_decay < 1", 0 <= max_decay < 1)
     require("noise_std", noise_std, ">= 0", noise_std >= 0)
+    check_dice_weight(dice_weight)
 
     def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
         params, model_state = segmenter.start(model, key, batch)
@@ -88,7 +92,9 @@ def consistency(
         logits, model_state = train_pass(
             model, params, state.model_state, images, key=key
         )
-        supervised = cross_entropy(logits, labels).mean()
+        supervised, metrics = labelled_loss(
+            logits, labels, dice_weight=dice_weight, axis_name=axis_name
+        )
 
         unlabelled = batch["unlabelled_image"]
         rows = parallel.row_ids(len(unlabelled), axis_name)
@@ -106,8 +112,7 @@ def consistency(
         inside = move(jnp.ones_like(unlabelled))
         difference = squared_difference(student_probs, teacher_probs, inside).mean()
         weight = ramp_up(state.step, max_weight=max_weight, ramp_steps=ramp_steps)
-        metrics = {
-            "cross_entropy": supervised,
+        metrics |= {
             "consistency": difference,
             "consistency_weight": weight,
         }

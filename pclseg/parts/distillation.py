@@ -23,7 +23,7 @@ from pclseg.parts import bank, ema, segmenter
 from pclseg.parts.passes import train_pass
 from pclseg.parts.settings import require
 from pclseg.parts.strong import strong_view
-from pclseg.parts.supervision import cross_entropy_and_dice
+from pclseg.parts.supervision import labelled_loss
 from pclseg.parts.temperature import schedule
 from pclseg.parts.views import embed_slices
 from pclseg.state import TrainState, Tree
@@ -51,7 +51,7 @@ def distillation(
     sum over names n of weight_n * mean over slices and windows of
     KL(softmax_a cos(z_t, a) / t_t || softmax_a cos(z_s, a) / t_s), a in the bank of n
 
-    and, if `supervised`, `cross_entropy_and_dice` of the labelled slices. The teacher
+    and, if `supervised`, `labelled_loss`, half Dice, of labelled slices. The teacher
     sees what `augment` makes of a slice, the student that after `strong`. A batch
     enters the bank after its loss, so it never meets itself; empty places do not count.
 
@@ -142,8 +142,8 @@ def distillation(
             students.append(student.embeddings)
             teachers.append(taught.embeddings)
             if label is not None:
-                value, metrics = cross_entropy_and_dice(
-                    student.logits, label, axis_name
+                value, metrics = labelled_loss(
+                    student.logits, label, dice_weight=0.5, axis_name=axis_name
                 )
 
         stored = state.method_state["bank"]

@@ -22,7 +22,7 @@ from pclseg.parts import ema, segmenter
 from pclseg.parts.passes import train_pass
 from pclseg.parts.settings import require
 from pclseg.parts.strong import MIXES, mix, strong_view
-from pclseg.parts.supervision import cross_entropy_and_dice
+from pclseg.parts.supervision import labelled_loss
 from pclseg.parts.temperature import schedule
 from pclseg.state import TrainState, Tree
 
@@ -81,7 +81,7 @@ def pseudo_labelled(
 
     L_sup + pseudo_weight * L_unsup + contrast_weight * L_anco (+ labelled contrast):
 
-    - L_sup, `cross_entropy_and_dice` of labelled slices as `augment` moves them;
+    - L_sup, `labelled_loss`, half Dice, of labelled slices as `augment` moves them;
     - L_unsup, cross entropy of the strong views of unlabelled slices against the
       teacher's labels of the weak ones, each slice weighed by the share of its pixels
       of which the teacher is sure, `hard_threshold` or more;
@@ -199,7 +199,9 @@ def pseudo_labelled(
         )
         (logits_u, features_u), model_state = dense_pass(model_state, seen, number=1)
 
-        supervised, metrics = cross_entropy_and_dice(logits, labels, axis_name)
+        supervised, metrics = labelled_loss(
+            logits, labels, dice_weight=0.5, axis_name=axis_name
+        )
         valid = pseudo < model.num_classes
         unsupervised = pseudo_cross_entropy(
             logits_u,
