@@ -20,7 +20,7 @@ SIZES = {
         width=16,
         batches=(6, 3, 4),
         out_dim=512,
-        peak_lr=0.01,
+        rates=(0.01, 0.01, 0.01),
         steps=(30000, 30000, 30000),
         stride=1,
         pixels=dict(num_anchors=256, num_negatives=512),
@@ -31,7 +31,8 @@ SIZES = {
         width=8,
         batches=(12, 4, 4),
         out_dim=128,
-        peak_lr=0.03,
+        # of 0.01, 0.03 and 0.1 the best for labelled slices alone, on validation
+        rates=(0.03, 0.03, 0.1),
         steps=(600, 300, 1000),
         stride=4,
         pixels=dict(num_anchors=64, num_negatives=256),
@@ -78,7 +79,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     stage.optimizer = dict(
         stage.optimizer,
         name="sgd",
-        peak_lr=size["peak_lr"],
         min_lr=0.0,
         schedule="poly",
         momentum=0.9,
@@ -88,6 +88,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     heads = dict(model, out_dim=512, activate_heads=True)
     encoder_heads = {key: heads[key] for key in heads if key != "num_classes"}
     slices_of_wholes, slices_of_windows, slices_of_pixels = size["batches"]
+    optimizers = [dict(stage.optimizer, peak_lr=rate) for rate in size["rates"]]
     steps = [dict(stage.train, epochs=0, steps=number) for number in size["steps"]]
 
     config.pretrain = dict(
@@ -97,6 +98,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         model=dict(encoder_heads, name="unet2d_distill"),
         method=dict(distillation, name="action_global"),
+        optimizer=optimizers[0],
         train=steps[0],
     )
     config.local = dict(
@@ -118,6 +120,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         method=dict(
             distillation, name="action_local", global_weight=1.0, local_weight=1.0
         ),
+        optimizer=optimizers[1],
         train=steps[1],
     )
     config.finetune = dict(
@@ -147,7 +150,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             teacher_mode="eval",
             **size["pixels"],
         ),
-        optimizer=dict(stage.optimizer, name="nesterov"),
+        optimizer=dict(optimizers[2], name="nesterov"),
         train=steps[2],
     )
     return config

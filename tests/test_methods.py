@@ -68,10 +68,64 @@ SETTINGS = {
         zoom=(0.9, 1.1),
     ),
 }
+STRONG = dict(
+    name="photometric",
+    jitter_probability=0.5,
+    brightness=(0.75, 1.25),
+    contrast=(0.75, 1.25),
+    blur_probability=0.5,
+    blur_sigma=(0.5, 1.15),
+)
+TEACHER = dict(teacher_momentum=0.9, temperature_period=10)
+DISTILLATION = dict(
+    TEACHER,
+    strong=STRONG,
+    bank_size=36,
+    student_temperature=(0.1, 1.0),
+    teacher_temperature=(0.05, 1.0),
+    reverse_kl=False,
+    teacher_mode="eval",
+)
+ACTION = dict(
+    TEACHER,
+    strong=STRONG,
+    mix_mode="cutmix",
+    pseudo_weight=1.0,
+    pseudo_pixels="all",
+    contrast_weight=0.1,
+    contrast_temperature=(0.1, 1.0),
+    num_anchors=8,
+    num_negatives=16,
+    sure_threshold=0.4,
+    hard_threshold=0.5,
+    teacher_mode="eval",
+)
+SETTINGS |= {
+    "action_global": DISTILLATION,
+    "action_local": dict(DISTILLATION, global_weight=1.0, local_weight=1.0),
+    "action": ACTION,
+    "action_pp": dict(
+        ACTION,
+        teacher_mode="train",
+        labelled_weight=0.1,
+        labelled_temperature=(0.1, 1.0),
+        labelled_anchors=8,
+        anchors_below=2.0,
+        bank_size=100,
+        centre_weight=0.2,
+        centre_mode="mean",
+        centres="simplex",
+        centre_seed=0,
+        mean_rate=0.1,
+    ),
+}
 # One moves images, the other labels too; for all it would double the compilation.
 AUGMENTED = ("pcl", "supervised")
 # The same methods on the U-Net that drops out features, row by row.
-DROPPING = {f"{name}_drops": name for name in ("pcl", "pirl", "rotation", "tcsm")}
+DROPPING = {
+    f"{name}_drops": name
+    for name in ("pcl", "pirl", "rotation", "tcsm", "action_local", "action_pp")
+}
 SETTINGS |= {name: SETTINGS[plain] for name, plain in DROPPING.items()}
 FILES = {"pcl_exact": "pcl", "pcl_concat": "pcl", **DROPPING}
 SEGMENTS = ("supervised", "mixup", "tcsm")
@@ -80,6 +134,13 @@ MODELS = {
     "rotation": ("unet2d_contrast", {"out_dim": 4}),
     "pirl": ("unet2d_jigsaw", {"out_dim": 8}),
     "gcl_local": ("unet2d_local", {"out_dim": 8}),
+    "action_global": ("unet2d_distill", {"out_dim": 8}),
+    "action_local": (
+        "unet2d_distill_local",
+        {"out_dim": 8, "num_classes": 3, "window": 16},
+    ),
+    "action": ("unet2d_dense", {"out_dim": 8, "num_classes": 3, "stride": 2}),
+    "action_pp": ("unet2d_dense", {"out_dim": 8, "num_classes": 3, "stride": 2}),
 }
 
 

@@ -8,7 +8,8 @@ from flax import traverse_util
 
 from pclseg import models
 from pclseg.errors import UserError
-from pclseg.train.transfer import transfer
+from pclseg.state import TrainState
+from pclseg.train.transfer import started, transfer, variables
 
 IMAGES = jnp.zeros((1, 16, 16, 1))
 
@@ -124,3 +125,74 @@ def test_layers_of_the_decoder_are_parts(target):
 def test_inputs_are_left_as_they_were(source, target):
     transfer(source, target, parts=["encoder"])
     assert all((leaf == 0.0).all() for leaf in jax.tree.leaves(target))
+
+
+# A teacher.
+
+
+def _with_teacher(fill, **fields):
+    """Variables whose teacher has larger numbers by one half."""
+    own = _variables("unet2d_contrast", fill, **fields)
+    teacher = jax.tree.map(lambda leaf: leaf + 0.5, own)
+    return variables(
+        own["params"], {"batch_stats": own["batch_stats"]}, {"teacher": teacher}
+    )
+
+
+def _state(target):
+    own = {
+        kind: {name: leaf for name, leaf in tree.items() if name != "teacher"}
+        for kind, tree in target.items()
+    }
+    teacher = {kind: tree["teacher"] for kind, tree in target.items()}
+    return TrainState(
+        step=np.int32(0),
+        params=own["params"],
+        opt_state=(),
+        model_state={"batch_stats": own["batch_stats"]},
+        method_state={"teacher": teacher, "bank": np.zeros(3)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "student", "teacher"),
+    [
+        (["encoder"], 1.0, 1.0),  # the teacher begins as the student does
+        (["encoder", "teacher/encoder"], 1.0, 1.5),  # as the earlier teacher ended
+        (["teacher/encoder"], 0.0, 1.5),
+    ],
+)
+def test_a_teacher_begins_as_the_student_or_as_the_earlier_teacher(
+    parts, student, teacher
+):
+    source, target = _with_teacher(1.0, out_dim=3), _with_teacher(0.0, out_dim=3)
+    merged, receipt = transfer(source, target, parts=parts)
+    state = started(_state(target), merged, parts=parts)
+    found = state.method_state["teacher"]
+    assert set(state.params) == {"encoder", "head"}
+    for own, expected in (
+        ({"params": state.params, **state.model_state}, student),
+        (found, teacher),
+    ):
+        for tree in own.values():
+            for leaf in jax.tree.leaves(tree["encoder"]):
+                assert (leaf == expected).all()
+    assert (found["params"]["head"]["dense1"]["kernel"] == 0.0).all()  # the student's
+    assert (
+        found["params"]["head"]["dense1"]["kernel"]
+        is not (state.params["head"]["dense1"]["kernel"])
+    )
+    assert state.method_state["bank"].shape == (3,)
+    assert not any("teacher" in name for name, _ in receipt.fresh)
+
+
+def test_a_teacher_of_another_shape_is_refused_by_its_leaf():
+    source = _with_teacher(1.0, out_dim=3, width=4)
+    target = _with_teacher(0.0, out_dim=3)
+    with pytest.raises(UserError, match="params/teacher/encoder/centre/conv1/bias is"):
+        transfer(source, target, parts=["teacher/encoder"])
+
+
+def test_weights_without_a_teacher_cannot_hand_one_on(source):
+    with pytest.raises(UserError, match="the weights have no 'teacher/encoder'"):
+        transfer(source, _with_teacher(0.0, out_dim=3), parts=["teacher/encoder"])

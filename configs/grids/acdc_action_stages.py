@@ -1,7 +1,7 @@
 r"""What each part of ACTION does, on ACDC with 3 labels: one part left out an arm.
 
 python -m pclseg.cli.grid configs/grids/acdc_action_stages.py --jobs=2 \
-    --out=runs/acdc_semi --set=data.raw_dir=data/ACDC
+    --out=runs/acdc_action_stages --set=data.raw_dir=data/ACDC
 
 Split, sizes and seeds are those of `acdc_semi.py`, of which `action` and
 `ssl4mis_scratch` are the whole and the nothing.
@@ -25,13 +25,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The grid; `arg` is size=cpu|paper."""
     given = parse_arg(arg, size="cpu")
     config = ml_collections.ConfigDict()
-    config.arms = (
-        "configs/ssl4mis_scratch_acdc.py",
-        "configs/action_acdc.py",
-        *(
-            f"configs/action_acdc.py arm=action_without_{name} {changes}"
-            for name, changes in WITHOUT.items()
-        ),
+    config.arms = tuple(
+        f"configs/action_acdc.py arm=action_without_{name} {changes}"
+        for name, changes in WITHOUT.items()
     )
     config.argument = f"size={given.size}"
     config.labelled = (3,)
