@@ -116,7 +116,8 @@ class Network(nn.Module):
 
     def dense(self, images, train):
         x = self.features(images, train)
-        return self.last(x), self.head(x[:, ::2, ::2])
+        s = self.stride
+        return self.last(x), self.head(x[:, ::s, ::s])
 
     def as_teacher(self, images, train):
         x = self.features(images, train)
@@ -502,6 +503,37 @@ def test_all_ways_of_mixing_train(mix_mode):
     _, states, said = stepped("action", mix_mode=mix_mode)
     assert np.isfinite(float(said[1]["loss"]))
     assert leaves_apart(states[0].params, states[1].params) > 0
+
+
+@pytest.mark.parametrize("name", ["action", "action_pp"])
+def test_no_array_grows_with_pixels_times_pixels(name):
+    """At stride 1: the largest array of a step, gradient included, is of features."""
+    method = make(name, model=Network(stride=1))
+    data = batch(method)
+    state = jax.eval_shape(
+        lambda key: init_state(method, optax.sgd(0.1), key, data), jax.random.key(0)
+    )
+    step = jax.make_jaxpr(make_train_step(method, optax.sgd(0.1), None))(
+        state, data, jax.random.key(1)
+    )
+    pixels = 7 * SIZE * SIZE  # of both streams
+    assert max(sizes(step.jaxpr)) <= 12 * pixels  # embeddings are of 8 numbers
+    # Negatives of 8 anchors of 3 classes, one more key and their 8 numbers, at a time.
+    assert 8 * CLASSES * 17 * 8 in set(sizes(step.jaxpr))
+
+
+def sizes(jaxpr):
+    """Of all arrays in a program and in the programs inside it."""
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            yield variable.aval.size
+        for value in equation.params.values():
+            for inner in jax.tree.leaves(
+                value, is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")
+            ):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from sizes(inner)
 
 
 # ACTION++.

@@ -219,7 +219,7 @@ COMMAND_LINES = {
     "views": (["--config.pretrain.method.views=one"], ["method.views is 'one'"]),
     "unknown method": (
         ["--config.pretrain.method.name=plc"],
-        ["method 'plc' is unknown", "known are: gcl, ", "Did you mean 'pcl'?"],
+        ["method 'plc' is unknown", "known are: action, ", "Did you mean 'pcl'?"],
     ),
     "setting of another method": (
         ["--config.pretrain.method.name=simclr"],
