@@ -177,6 +177,9 @@ _MODEL = {
     "width": whole(1),
     "out_dim": whole(1),
     "num_classes": whole(2),
+    "stride": whole(1),
+    "window": whole(8),
+    "activate_heads": _FLAG,
     "bn_groups": whole(1),
     "remat": _FLAG,
 }

@@ -743,6 +743,24 @@ def test_pixel_features_of_a_stride_see_no_more_than_every_so_many():
             {"strong": {"name": "photometrix"}},
             "method.strong: augmentation 'photometrix' is unknown.*'photometric'",
         ),
+        (
+            "action",
+            {"strong": {}},
+            "method.strong is {}; expected a section with a name",
+        ),
+        (
+            "action",
+            {
+                "strong": {
+                    "name": "turns",
+                    "turn_probability": 0.0,
+                    "rotate_probability": 0.0,
+                    "degrees": (0.0, 0.0),
+                    "image_order": 1,
+                }
+            },
+            "method.strong.name is 'turns', which moves pixels",
+        ),
         ("action", {"mix_mode": "mixup"}, "one of: cutmix, classmix, cutout, none"),
         ("action", {"pseudo_pixels": "some"}, "expected 'all' or 'wrong'"),
         ("action", {"sure_threshold": 1.5}, r"sure_threshold is 1.5; expected 0\.\.1"),

@@ -10,6 +10,7 @@ from pclseg import augment
 from pclseg.augment import Augment
 from pclseg.errors import UserError
 from pclseg.parts import mixing
+from pclseg.parts.settings import require
 
 Array = jax.Array
 
@@ -17,15 +18,39 @@ MIXES = ("cutmix", "classmix", "cutout", "none")
 
 
 def strong_view(settings: Mapping[str, Any]) -> Augment:
-    """The augmentation of settings `method.strong`; it moves nothing.
+    """The augmentation of settings `method.strong`.
 
     Raises:
-        UserError: what `augment.make` refuses.
+        UserError: what `augment.make` refuses, or one that moves pixels, whose labels
+            would not be where they were.
     """
+    named = isinstance(settings.get("name"), str)
+    require("strong", dict(settings), "a section with a name, a text", named)
     try:
-        return augment.make(**settings)
+        view = augment.make(**settings)
     except UserError as error:
         raise UserError(f"method.strong: {error}") from error
+    if _moves(view):
+        raise UserError(
+            f"method.strong.name is {settings['name']!r}, which moves pixels; expected"
+            " an augmentation that does not, such as 'photometric'."
+        )
+    return view
+
+
+def _moves(view: Augment) -> bool:
+    """Whether labels come out as other arrays than went in."""
+    others = []
+
+    def look(key: Array, image: Array, label: Array) -> Array:
+        image, after = view(key[None], image, label)
+        others.append(after is not label)
+        return image
+
+    image = jax.ShapeDtypeStruct((1, 16, 16, 1), jnp.float32)
+    label = jax.ShapeDtypeStruct((1, 16, 16), jnp.int32)
+    jax.eval_shape(look, jax.eval_shape(jax.random.key, 0), image, label)
+    return any(others)
 
 
 def mix(
