@@ -58,7 +58,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         bank_size=36,
         student_temperature=(0.1, 0.1),
         teacher_temperature=(0.01, 0.01),
-        temperature_period=1,  # of no meaning while temperatures are constant
         reverse_kl=False,
         teacher_momentum=0.99,
         teacher_mode="eval",
@@ -97,7 +96,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             stage.data, subset="train", batch_size=slices_of_wholes, last_batch="drop"
         ),
         model=dict(encoder_heads, name="unet2d_distill"),
-        method=dict(distillation, name="action_global"),
+        method=dict(
+            distillation, name="action_global", temperature_period=size["steps"][0]
+        ),
         optimizer=optimizers[0],
         train=steps[0],
     )
@@ -118,7 +119,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         model=dict(heads, name="unet2d_distill_local", window=size["window"]),
         method=dict(
-            distillation, name="action_local", global_weight=1.0, local_weight=1.0
+            distillation,
+            name="action_local",
+            temperature_period=size["steps"][1],  # to be changed with the steps
+            global_weight=1.0,
+            local_weight=1.0,
         ),
         optimizer=optimizers[1],
         train=steps[1],
@@ -143,7 +148,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             pseudo_pixels="all",
             contrast_weight=0.01,
             contrast_temperature=(0.5, 0.5),
-            temperature_period=1,
+            temperature_period=size["steps"][2],
             sure_threshold=0.7,
             hard_threshold=0.97,
             teacher_momentum=0.99,

@@ -8,20 +8,15 @@ Stages as in `pcl_action_pp_acdc.py:size=cpu`, data as in `pcl_phantom.py`.
 
 import ml_collections
 
-from pclseg.config import sibling
+from pclseg.config import sibling, with_stages_of
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The config; `arg` as in `pcl_phantom.py`."""
     config = sibling(__file__, "scratch_phantom.py", arg)
-    own = config.finetune
-    acdc = sibling(__file__, "pcl_action_pp_acdc.py", "size=cpu")
-    config.arm, config.stages = acdc.arm, acdc.stages
-    for name in acdc.stages:
-        stage = config[name] = acdc[name]
-        stage.data.crop_size = own.data.crop_size
-        if "num_classes" in stage.model:
-            stage.model.num_classes = own.model.num_classes
+    config = with_stages_of(
+        config, sibling(__file__, "pcl_action_pp_acdc.py", "size=cpu")
+    )
     pretrain = sibling(__file__, "pcl_phantom.py", arg).pretrain
     for key in ("width", "backbone"):
         pretrain.model[key] = config.local.model[key]

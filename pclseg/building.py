@@ -242,7 +242,7 @@ def _check_fits(
     if method.predict is not None and not classes:
         raise UserError(
             f"method {what!r} segments, but model {stage.model.name!r} has no"
-            " num_classes; use model.name='unet2d'."
+            " num_classes; use one that has, such as model.name='unet2d'."
         )
     if method.embed is not None and stage.data.batch_size < 2:
         raise UserError(
@@ -252,7 +252,7 @@ def _check_fits(
     if method.embed is not None and classes:
         raise UserError(
             f"method {what!r} embeds whole slices, but model {stage.model.name!r}"
-            " segments; use model.name='unet2d_contrast'."
+            " segments; use one that does not, such as model.name='unet2d_contrast'."
         )
     if classes and num_classes < 2:
         raise UserError(

@@ -157,6 +157,25 @@ def sibling(file: str, name: str, arg: str | None) -> ml_collections.ConfigDict:
     return runpy.run_path(str(Path(file).with_name(name)))["get_config"](arg)
 
 
+def with_stages_of(
+    config: ml_collections.ConfigDict, other: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """`config` with arm and stages of another dataset's, at its own size and classes.
+
+    Args:
+        config: with a section `finetune`; its data stay.
+        other: whose stages take the crop and the number of classes of that section.
+    """
+    own = config.finetune
+    config.arm, config.stages = other.arm, other.stages
+    for name in other.stages:
+        stage = config[name] = other[name]
+        stage.data.crop_size = own.data.crop_size
+        if "num_classes" in stage.model:
+            stage.model.num_classes = own.model.num_classes
+    return config
+
+
 def as_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config as plain dicts, with lists for tuples, as its JSON file holds it."""
     return json.loads(config.to_json_best_effort())

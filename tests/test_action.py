@@ -736,6 +736,11 @@ def test_pixel_features_of_a_stride_see_no_more_than_every_so_many():
         ),
         ("action_global", {"teacher_temperature": (0.0, 1.0)}, "teacher_temperature"),
         ("action_global", {"temperature_period": 0}, "temperature_period is 0"),
+        (
+            "action",
+            {"contrast_temperature": (0.1, 1.0), "temperature_period": 1},
+            "temperature_period is 1; expected 2 or more steps",
+        ),
         ("action_local", {"local_weight": -1.0}, "local_weight is -1.0; expected >= 0"),
         ("action_local", {"strong": "photometric"}, "strong is .*; expected a section"),
         (
@@ -787,7 +792,33 @@ def test_a_model_that_does_not_go_with_a_method_is_named(name):
         method.init(jax.random.key(0), batch(method))
 
 
-@pytest.mark.parametrize("window", [0, 12, 40, 64])
+def test_logits_are_of_slices_that_windows_do_not_fit():
+    """Evaluation pads to multiples of 16, whatever the windows of training."""
+    model = models.make(
+        "unet2d_distill_local",
+        dtype="float32",
+        bn_groups=1,
+        width=2,
+        num_classes=CLASSES,
+        out_dim=8,
+        window=24,
+    )
+    image = jax.ShapeDtypeStruct((1, 112, 128, 1), jnp.float32)
+    logits, _ = jax.eval_shape(
+        lambda x: model.init_with_output(jax.random.key(0), x, train=False), image
+    )
+    assert logits.shape == (1, 112, 128, CLASSES)
+
+
+def test_a_slice_has_no_next_one_to_be_mixed_with():
+    method, states, _ = stepped("action")
+    data = batch(method)
+    data["unlabelled_image"] = data["unlabelled_image"][:1]
+    with pytest.raises(UserError, match="a step has one unlabelled slice"):
+        method.loss(states[0].params, states[0], data, jax.random.key(0))
+
+
+@pytest.mark.parametrize("window", [0, 12, 24, 40, 64])
 def test_windows_that_do_not_fit_are_told(window):
     model = models.make(
         "unet2d_distill_local",

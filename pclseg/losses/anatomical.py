@@ -5,7 +5,6 @@ al. 2022, arXiv 2104.04465 (ReCo). Pixels are those of the global batch, in one 
 pixel belongs to one class, or to none where its pseudo-label is not sure.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -65,6 +64,7 @@ def class_means(features: Array, classes: Array, num_classes: int) -> Array:
     They are not scaled to length 1.
     """
     belongs = classes[:, None] == jnp.arange(num_classes)[None]
+    features = at_least_float32(features)
     belongs = belongs.astype(features.dtype)  # [N, K]
     sums = jnp.einsum("nk,nd->kd", belongs, features, precision="highest")
     return sums / jnp.maximum(belongs.sum(axis=0), 1)[:, None]
@@ -146,7 +146,7 @@ def anatomical_contrast(
         num_anchors: of a class.
         num_negatives: of an anchor.
         temperature: > 0.
-        chunk: at most so many, a divisor of `num_anchors`; the loss is the same.
+        chunk: >= 1; the loss is the same.
 
     Returns:
         Scalar; 0 where fewer than two classes are present.
@@ -165,35 +165,26 @@ def anatomical_contrast(
         jnp.broadcast_to(kinds[:, None], (num_classes, num_anchors)),
         jax.random.uniform(anchor_key, (num_classes, num_anchors)),
     )
-    unit_means = unit_length(means)[None]  # [1, K, D]
-    chunk = math.gcd(chunk, num_anchors)
+    unit_means = unit_length(means)
 
-    def losses(some: tuple[Array, Array]) -> Array:
-        """Of `chunk` anchors of every class, [chunk, K]."""
-        ids, pixels = some
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(negative_key, ids)
-        shape = (2, num_classes, num_negatives)
-        draws = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
-        to_class, to_pixel = draws[:, 0], draws[:, 1]  # [chunk, K, num_negatives]
+    def losses(one: tuple[Array, Array]) -> Array:
+        """Of an anchor of every class, [K, D] -> [K]."""
+        number, anchors = one
+        key = jax.random.fold_in(negative_key, number)
+        to_class, to_pixel = jax.random.uniform(key, (2, num_classes, num_negatives))
         # The class whose share of [0, 1) the number falls into.
-        beyond = to_class[..., None] * upto[None, :, None, -1:] >= upto[None, :, None]
+        beyond = to_class[..., None] * upto[:, None, -1:] >= upto[:, None]
         other = jnp.minimum(beyond.sum(axis=-1), num_classes - 1)
-        negatives = fixed[draw_members(all_members, other, to_pixel)]
-        anchors = unit_length(features[pixels])  # [chunk, K, D]
-        positive = jnp.broadcast_to(unit_means, anchors.shape)
-        return info_nce_of(
-            anchors, positive, unit_length(negatives), temperature=temperature
-        )
+        negatives = unit_length(fixed[draw_members(all_members, other, to_pixel)])
+        return info_nce_of(anchors, unit_means, negatives, temperature=temperature)
 
     # Again for the gradient, which would else need the negatives of all anchors.
     each = jax.lax.map(
         jax.checkpoint(losses),
-        (
-            jnp.arange(num_anchors).reshape(-1, chunk),
-            drawn.T.reshape(-1, chunk, num_classes),
-        ),
+        (jnp.arange(num_anchors), unit_length(features[drawn.T])),
+        batch_size=min(chunk, num_anchors),
     )
-    of_class = each.mean(axis=(0, 1))  # [K]
+    of_class = each.mean(axis=0)  # [K]
     total = jnp.where(hard_members.count > 0, of_class, 0.0).sum()
     number = present.sum()
     return jnp.where(number > 1, total / jnp.maximum(number, 1), 0.0)

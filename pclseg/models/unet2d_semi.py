@@ -123,6 +123,7 @@ class UNet2DDistillLocal(nn.Module):
         Raises:
             UserError: windows do not fit the images.
         """
+        check_window(self.window, images.shape[1:3])
         centre, logits = self._paths(images, train)
         parts = self.local_head(logits)
         whole = self.head(global_average(centre))
@@ -130,6 +131,7 @@ class UNet2DDistillLocal(nn.Module):
 
     def as_student(self, images: Array, train: bool) -> Said:
         """The same after the predictors."""
+        check_window(self.window, images.shape[1:3])
         centre, logits = self._paths(images, train)
         parts = self.local_predictor(self.local_head(logits))
         whole = self.predictor(self.head(global_average(centre)))
@@ -137,7 +139,6 @@ class UNet2DDistillLocal(nn.Module):
 
     def _paths(self, images: Array, train: bool) -> tuple[Array, Array]:
         """Centre and logits."""
-        check_window(self.window, images.shape[1:3])
         centre, skips = self.encoder(images, train=train)
         logits, _ = self.decoder(centre, skips, train=train)
         return centre, logits
@@ -148,13 +149,13 @@ def _said(logits: Array, whole: Array, parts: Array) -> Said:
 
 
 def check_window(window: int, size: tuple[int, ...]) -> None:
-    """Raises UserError unless windows and their parts fit images of that size."""
+    """Raises UserError unless windows cover images of that size, and parts windows."""
     fits = window >= PARTS and window % PARTS == 0
-    if not fits or any(n < window or n % (window // PARTS) for n in size):
+    if not fits or any(n < window or n % (window // 2) for n in size):
         raise UserError(
-            f"model.window is {window}; expected a multiple of {PARTS}, an eighth of"
-            f" which divides the sides of the slices, {size[0]} x {size[1]} pixels, and"
-            " no larger than they."
+            f"model.window is {window}; expected a multiple of {PARTS} whose half"
+            f" divides the sides of the slices, {size[0]} x {size[1]} pixels, and no"
+            " larger than they."
         )
 
 

@@ -91,7 +91,7 @@ def distillation(
     def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
         if not hasattr(model, "as_student"):
             raise UserError(
-                "method.name does not go with this model; use model.name="
+                f"the model {type(model).__name__} does not distil; use model.name="
                 + repr("unet2d_distill_local" if supervised else "unet2d_distill")
                 + "."
             )

@@ -139,7 +139,7 @@ def pseudo_labelled(
     def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
         if not hasattr(model, "dense"):
             raise UserError(
-                "method.name does not go with this model; use"
+                f"the model {type(model).__name__} does not embed pixels; use"
                 " model.name='unet2d_dense'."
             )
         (_, features), variables = model.init_with_output(

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pclseg import augment
+from pclseg import augment, parallel
 from pclseg.augment import Augment
 from pclseg.errors import UserError
 from pclseg.parts import mixing
@@ -78,10 +78,19 @@ def mix(
 
     Returns:
         The three.
+
+    Raises:
+        UserError: there is no next slice.
     """
     own = image, label, confidence
     if how == "none":
         return own
+    alone = len(image) * parallel.num_devices(axis_name) == 1
+    if alone and how != "cutout":
+        raise UserError(
+            f"method.mix_mode is {how!r}, but a step has one unlabelled slice; expected"
+            " data.unlabelled_batch_size of 2 or more, or 'cutout' or 'none'."
+        )
     if how == "classmix":
         mask = mixing.half_of_classes(keys, label, num_classes)
     else:

@@ -25,7 +25,9 @@ def schedule(name: str, bounds: Sequence[float], *, period: int) -> Temperature:
     expected = "(low, high) with 0 < low <= high, the same twice for a constant"
     holds = len(bounds) == 2 and 0 < bounds[0] <= bounds[1]
     require(name, tuple(bounds), expected, holds)
-    require("temperature_period", period, "1 or more", period >= 1)
+    least = 2 if bounds[0] < bounds[1] else 1
+    expected = f"{least} or more steps: those of the stage for one cycle"
+    require("temperature_period", period, expected, period >= least)
     low, high = bounds
     return lambda step: cosine_temperature(step, period=period, low=low, high=high)
 

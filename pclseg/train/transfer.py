@@ -159,10 +159,13 @@ def _check_equal_shapes(old: dict[Path, jax.Array], new: dict[Path, jax.Array]) 
     for path in [*new, *(path for path in old if path not in new)]:
         ours, theirs = _shape_text(new, path), _shape_text(old, path)
         if ours != theirs:
+            must = "model.width and the channels of the images must be those of"
+            if path not in old or path not in new:
+                must = "init_parts, model.backbone and model.name must suit"
             raise UserError(
                 f"the weights do not fit: {'/'.join(path)} is {theirs} in the source,"
-                f" but {ours} in the new network; model.width and the channels of the"
-                " images must be those of the stage the weights come from."
+                f" but {ours} in the new network; {must} the stage the weights come"
+                " from."
             )
 
 
