@@ -67,7 +67,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.stages = ("pretrain", "local", "finetune")
     stage = config.finetune
     stage.data.crop_size = size["crop_size"]
-    stage.data.random_crop = False
     stage.augment = dict(
         name="turns",
         turn_probability=0.5,
