@@ -536,6 +536,40 @@ def test_gradient_of_the_contrast_with_centres():
     close(gradient, expected, 1e-9)
 
 
+@pytest.mark.parametrize("size", [6, 60])
+def test_how_much_a_centre_weighs_beside_the_positives(size):  # P 11.5
+    """In mode "code" a share 1 / (|P| + 1), and so with a full bank next to nothing."""
+    rng = np.random.default_rng(0)
+    bank, labels = unit(rng.normal(size=(size, 2))), np.arange(size) % 3
+
+    def gradients(mode):
+        def term(anchors, number):
+            return centres.centre_contrast(
+                anchors,
+                A_KEYS,
+                A_LABELS,
+                bank,
+                labels,
+                np.ones(size, bool),
+                THREE,
+                jnp.arange(3),
+                temperature=0.1,
+                centre_weight=0.2,
+                mode=mode,
+            )[number]
+
+        return [np.asarray(jax.grad(term)(A_ANCHORS, number)) for number in (0, 1)]
+
+    positives = 1 + size // 3  # the own key and those of the class
+    (mean_class, mean_centre), (code_class, code_centre), (sum_class, sum_centre) = (
+        gradients(mode) for mode in ("mean", "code", "paper")
+    )
+    close(code_centre, mean_centre / (positives + 1), 1e-12)
+    close(code_class, mean_class * positives / (positives + 1), 1e-12)
+    close(sum_centre, mean_centre, 1e-12)
+    close(sum_class, mean_class * positives, 1e-12)
+
+
 def test_names_of_classes_and_a_common_turn_do_not_matter():
     angle = 0.7
     turn = jnp.array(

@@ -52,8 +52,15 @@ MIDDLE = {
     "action": "action_local",
     "pcl_action_pp": "action_local",
 }
-# Arms without pre-training.
-SCRATCH = ("scratch", "mixup", "mean_teacher", "tcsm")
+# Arms without pre-training, and their method.
+SCRATCH = {
+    "scratch": "supervised",
+    "ssl4mis_scratch": "supervised",
+    "ssl4mis_mean_teacher": "mean_teacher",
+    "mixup": "mixup",
+    "mean_teacher": "mean_teacher",
+    "tcsm": "tcsm",
+}
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +164,8 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
         ):
             assert re.search(fact, text), text
     assert "batch['label'] int32" in stages["finetune"]
-    if arm in SCRATCH[1:]:
-        assert f"method {arm}," in stages["finetune"]
+    if arm in SCRATCH:
+        assert f"method {SCRATCH[arm]}," in stages["finetune"]
     if has_pretraining(name):
         assert f"method {FIRST.get(arm, arm)}," in stages["pretrain"]
     if arm in MIDDLE:

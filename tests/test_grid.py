@@ -176,8 +176,38 @@ def test_an_arm_that_only_pretrains_has_no_run():
     )
     assert len(cells) == 2
     config = f"{ROOT}/configs/pcl_phantom.py"
+    cells = grid.plan(
+        grid_of(arms=(f"{config} stages=('pretrain',)",), folds=(0,), labelled=(2,))
+    )
+    assert [name.partition("/")[0] for name in names(cells)] == ["pretrain"]
     with pytest.raises(UserError, match="cannot be set for a grid"):
-        grid.plan(grid_of(arms=(f"{config} stages=('pretrain',)",)))
+        grid.plan(grid_of(settings=("stages=('pretrain',)",)))
+
+
+def test_an_arm_may_leave_out_stages():
+    config = f"{ROOT}/configs/action_phantom.py"
+    start = "finetune.init_from=pretrain finetune.init_parts=('encoder',)"
+    cells = grid.plan(
+        grid_of(
+            arms=(
+                config,
+                f"{config} arm=short stages=('pretrain','finetune') {start}",
+                f"{config} arm=none stages=('finetune',) finetune.init_from=",
+            ),
+            folds=(0,),
+            labelled=(2,),
+            settings=(),
+        )
+    )
+    own = {cell.name: cell for cell in cells}
+    assert len(own) == 4  # one pre-training for the two that have it
+    stages = {
+        name: [s for s in cell.settings if s.startswith("stages=")]
+        for name, cell in own.items()
+    }
+    assert stages["runs/action_m2_f0_s0"] == ["stages=('local', 'finetune')"]
+    assert stages["runs/short_m2_f0_s0"] == ["stages=('finetune',)"]
+    assert stages["runs/none_m2_f0_s0"] == ["stages=('finetune',)"]
 
 
 def test_other_pretraining_settings_are_not_shared():
