@@ -114,7 +114,7 @@ def test_skip_follows_the_upsampled_features():
     # Without the first half of level 1 nothing of the centre is left.
     layer = variables["params"]["level1"]["conv1"]
     layer["kernel"] = layer["kernel"].at[:, :, :2].set(0)
-    forward = jax.jit(lambda x: decoder.apply(variables, x, skips, train=False))
+    forward = jax.jit(lambda x: decoder.apply(variables, x, skips, train=False)[0])
     np.testing.assert_array_equal(forward(centre), forward(9 * centre))
 
 
