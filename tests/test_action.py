@@ -15,17 +15,15 @@ import pytest
 
 from pclseg import augment, methods, models
 from pclseg.errors import UserError
+from pclseg.losses import sampling
 from pclseg.losses.contrastive import unit_length
 from pclseg.methods import action_pp
 from pclseg.models import heads, layers
 from pclseg.models.layers import BatchNorm
 from pclseg.models.unet2d_semi import Said
 from pclseg.parts import bank, ema
-from pclseg.parts.pseudo_labels import (
-    LabelledPixels,
-    embedded_pixels,
-    pseudo_cross_entropy,
-)
+from pclseg.parts.pixels import embedded_pixels
+from pclseg.parts.pseudo_labels import pseudo_cross_entropy
 from pclseg.parts.supervision import labelled_loss
 from pclseg.train.step import init_state, make_train_step
 
@@ -58,6 +56,8 @@ ACTION = dict(
     temperature_period=8,
     num_anchors=8,
     num_negatives=16,
+    sampler="naive",
+    sampler_cells=(4, 4),
     sure_threshold=0.3,
     hard_threshold=0.97,
     teacher_momentum=0.9,
@@ -542,7 +542,9 @@ def sizes(jaxpr):
 def test_anchors_are_drawn_from_their_class_and_below_a_probability():
     label = jnp.asarray([0, 0, 0, 2, 2, 2])
     prob = jnp.asarray([0.1, 0.9, 0.5, 0.9, 0.8, 0.95])
-    pixels = LabelledPixels(jnp.zeros((6, 2)), jnp.zeros((6, 2)), label, prob)
+    pixels = action_pp.LabelledPixels(
+        jnp.zeros((6, 2)), jnp.zeros((6, 2)), label, prob, sampling.naive
+    )
     draw = functools.partial(
         action_pp.draw_anchors, pixels, jax.random.key(0), num_classes=3, number=50
     )
@@ -604,8 +606,12 @@ def test_rare_classes_lie_apart_with_centres_and_are_found_no_less():  # P 11.9
         @jax.jit
         def step(weights, taught, kept, number):
             def value(weights):
-                pixels = LabelledPixels(
-                    x @ weights, x @ taught, jnp.asarray(label), jnp.zeros(len(label))
+                pixels = action_pp.LabelledPixels(
+                    x @ weights,
+                    x @ taught,
+                    jnp.asarray(label),
+                    jnp.zeros(len(label)),
+                    sampling.naive,
                 )
                 key = jax.random.fold_in(jax.random.key(1), number)
                 loss, after, _ = contrast.loss(pixels, kept, number, key)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pclseg import windows
-from pclseg.losses import anatomical, centres
+from pclseg.losses import anatomical, centres, sampling
 from pclseg.losses.contrastive import unit_length
 from pclseg.losses.distillation import (
     confident_share,
@@ -294,9 +294,9 @@ def test_classes_of_negatives_are_those_that_are_confusable():
 
 def test_pixels_are_drawn_evenly_from_their_class():
     mask = np.array([0, 1, 0, 1, 1, 0])
-    grouped = anatomical.members(jnp.asarray(1 - mask), 1)  # A 10: sample_from_mask
+    grouped = sampling.members(jnp.asarray(1 - mask), 1)  # A 10: sample_from_mask
     at = [0.0, 0.34, 0.99]
-    found = anatomical.draw_members(grouped, jnp.zeros(3, int), jnp.array(at))
+    found = sampling.draw_members(grouped, jnp.zeros(3, int), jnp.array(at))
     np.testing.assert_array_equal(found, [1, 3, 4])
 
 
@@ -306,8 +306,8 @@ def test_what_is_drawn_is_of_the_class(seed, num_classes, size):
     rng = np.random.default_rng(seed)
     classes = rng.integers(0, num_classes + 1, size)
     asked = rng.integers(0, num_classes, 50)
-    drawn = anatomical.draw_members(
-        anatomical.members(jnp.asarray(classes), num_classes),
+    drawn = sampling.draw_members(
+        sampling.members(jnp.asarray(classes), num_classes),
         jnp.asarray(asked),
         jnp.asarray(rng.choice([0.0, rng.random(), 1 - 2**-24], 50)),
     )

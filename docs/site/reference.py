@@ -17,6 +17,7 @@ from pclseg.data import geometry, prepare, volume
 from pclseg.data.datasets import nifti
 from pclseg.methods import action_pp, pcl, tcsm
 from pclseg.models import unet2d
+from pclseg.parts.anatomical import anatomical_term
 from pclseg.parts.distillation import distillation
 from pclseg.parts.pseudo_labels import pseudo_labelled
 from pclseg.parts.two_views import two_views
@@ -173,6 +174,7 @@ def _modules(package: Any) -> Iterator[str]:
             two_views,
             distillation,
             pseudo_labelled,
+            anatomical_term,
             action_pp.pull_to_centres,
             make,
         )

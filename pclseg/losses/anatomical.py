@@ -5,57 +5,13 @@ al. 2022, arXiv 2104.04465 (ReCo). Pixels are those of the global batch, in one 
 pixel belongs to one class, or to none where its pseudo-label is not sure.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from pclseg.losses.contrastive import at_least_float32, unit_length
+from pclseg.losses.sampling import Draw, draw_members, members, naive
 
 Array = jax.Array
-
-
-class Members(NamedTuple):
-    """The pixels of every class.
-
-    Attributes:
-        pixels: [N] int32, class after class; those of none are last.
-        start: [K] int32, where a class begins in `pixels`.
-        count: [K] int32, how many it has.
-    """
-
-    pixels: Array
-    start: Array
-    count: Array
-
-
-def members(classes: Array, num_classes: int) -> Members:
-    """Sorts pixels by their class.
-
-    Args:
-        classes: [N] integer in 0..K; K is none.
-        num_classes: K.
-    """
-    pixels = jnp.argsort(classes, stable=True).astype(jnp.int32)
-    count = jnp.bincount(classes, length=num_classes + 1)[:-1].astype(jnp.int32)
-    return Members(pixels, jnp.cumsum(count) - count, count)
-
-
-def draw_members(members: Members, classes: Array, uniform: Array) -> Array:
-    """A pixel of each of some classes, floor(u n) of its n.
-
-    Args:
-        members: of all pixels.
-        classes: [...] integer in 0..K-1.
-        uniform: [...] float u in [0, 1).
-
-    Returns:
-        [...] int32; some pixel where the class has none.
-    """
-    count = members.count[classes]
-    place = jnp.floor(uniform * count).astype(jnp.int32)
-    place = jnp.clip(place, 0, jnp.maximum(count - 1, 0))  # u n may round up to n
-    return members.pixels[members.start[classes] + place]
 
 
 def class_means(features: Array, classes: Array, num_classes: int) -> Array:
@@ -125,12 +81,13 @@ def anatomical_contrast(
     num_anchors: int,
     num_negatives: int,
     temperature: float | Array,
+    draw: Draw = naive,
     chunk: int = 16,
 ) -> Array:
     """Mean over classes of `info_nce_of` of hard pixels against their class's mean.
 
-    Anchors are drawn evenly from the hard pixels of a class, with replacement; for each
-    anchor negatives are drawn, their class by `confusion_probs`, then a pixel of it.
+    Anchors are drawn from the hard pixels of a class, with replacement; for each anchor
+    negatives are drawn, their class by `confusion_probs`, then a pixel of it, evenly.
     Cosines count. Gradient reaches the anchors alone. Classes without a hard pixel add
     0 to the mean; absent ones do not count in it.
 
@@ -146,25 +103,21 @@ def anatomical_contrast(
         num_anchors: of a class.
         num_negatives: of an anchor.
         temperature: > 0.
+        draw: of the anchors, one of `pclseg.losses.sampling`.
         chunk: >= 1; the loss is the same.
 
     Returns:
         Scalar; 0 where fewer than two classes are present.
     """
-    kinds = jnp.arange(num_classes)
     fixed = jax.lax.stop_gradient(features)
     all_members = members(classes, num_classes)
-    hard_members = members(jnp.where(hard, classes, num_classes), num_classes)
     present = all_members.count > 0
     means = class_means(fixed, classes, num_classes)
     shares = confusion_probs(means, present, temperature=temperature)
     upto = jnp.cumsum(shares, axis=1)  # [K, K]
     anchor_key, negative_key = jax.random.split(key)
-    drawn = draw_members(
-        hard_members,
-        jnp.broadcast_to(kinds[:, None], (num_classes, num_anchors)),
-        jax.random.uniform(anchor_key, (num_classes, num_anchors)),
-    )
+    hard_classes = jnp.where(hard, classes, num_classes)
+    drawn = draw(hard_classes, anchor_key, num_classes, num_anchors)
     unit_means = unit_length(means)
 
     def losses(one: tuple[Array, Array]) -> Array:
@@ -181,10 +134,10 @@ def anatomical_contrast(
     # Again for the gradient, which would else need the negatives of all anchors.
     each = jax.lax.map(
         jax.checkpoint(losses),
-        (jnp.arange(num_anchors), unit_length(features[drawn.T])),
+        (jnp.arange(num_anchors), unit_length(features[drawn.pixels.T])),
         batch_size=min(chunk, num_anchors),
     )
     of_class = each.mean(axis=0)  # [K]
-    total = jnp.where(hard_members.count > 0, of_class, 0.0).sum()
+    total = jnp.where(drawn.count > 0, of_class, 0.0).sum()
     number = present.sum()
     return jnp.where(number > 1, total / jnp.maximum(number, 1), 0.0)

@@ -3,14 +3,13 @@
 You et al. 2023, arXiv 2304.02689. All temperatures may rise and fall (`schedule`).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
+from pclseg import parallel
 from pclseg.augment import Augment
-from pclseg.losses.anatomical import draw_members, members
 from pclseg.losses.centres import (
     assigned_centres,
     centre_contrast,
@@ -19,13 +18,20 @@ from pclseg.losses.centres import (
     solved_centres,
 )
 from pclseg.losses.contrastive import unit_length
+from pclseg.losses.sampling import Draw
 from pclseg.methods.base import Array, Method
 from pclseg.parts import bank
+from pclseg.parts.anatomical import anatomical_term, shape_of_all
+from pclseg.parts.pixels import embedded_pixels, in_one_row
 from pclseg.parts.pseudo_labels import (
-    LabelledContrast,
-    LabelledPixels,
+    Moving,
+    Passes,
+    Said,
+    Stream,
+    Term,
     pseudo_labelled,
 )
+from pclseg.parts.sampler import draw_of
 from pclseg.parts.settings import require
 from pclseg.parts.temperature import schedule
 from pclseg.state import Tree
@@ -48,6 +54,8 @@ def make(
     temperature_period: int,
     num_anchors: int,
     num_negatives: int,
+    sampler: str,
+    sampler_cells: Sequence[int],
     sure_threshold: float,
     hard_threshold: float,
     teacher_momentum: float,
@@ -65,40 +73,135 @@ def make(
 ) -> Method:
     """The loss of ACTION + labelled_weight * L_aaco.
 
-    The arguments are those of `pseudo_labelled` and `pull_to_centres`; the model is
-    "unet2d_dense".
+    The arguments are those of `pseudo_labelled`, `anatomical_term` and
+    `pull_to_centres`; the model is "unet2d_dense".
     """
-    return pseudo_labelled(
+    contrast = anatomical_term(
         model=model,
-        augment=augment,
         axis_name=axis_name,
-        labelled_contrast=pull_to_centres(
-            labelled_weight=labelled_weight,
-            labelled_temperature=labelled_temperature,
-            temperature_period=temperature_period,
-            labelled_anchors=labelled_anchors,
-            anchors_below=anchors_below,
-            bank_size=bank_size,
-            centre_weight=centre_weight,
-            centre_mode=centre_mode,
-            centres=centres,
-            centre_seed=centre_seed,
-            mean_rate=mean_rate,
-        ),
-        strong=strong,
-        mix_mode=mix_mode,
-        pseudo_weight=pseudo_weight,
-        pseudo_pixels=pseudo_pixels,
         contrast_weight=contrast_weight,
         contrast_temperature=contrast_temperature,
         temperature_period=temperature_period,
         num_anchors=num_anchors,
         num_negatives=num_negatives,
+        sampler=sampler,
+        sampler_cells=sampler_cells,
         sure_threshold=sure_threshold,
+        hard_threshold=hard_threshold,
+    )
+    centred = pull_to_centres(
+        labelled_weight=labelled_weight,
+        labelled_temperature=labelled_temperature,
+        temperature_period=temperature_period,
+        labelled_anchors=labelled_anchors,
+        anchors_below=anchors_below,
+        bank_size=bank_size,
+        centre_weight=centre_weight,
+        centre_mode=centre_mode,
+        centres=centres,
+        centre_seed=centre_seed,
+        mean_rate=mean_rate,
+    )
+    terms = {
+        "anatomical_contrast": contrast,
+        "labelled_contrast": labelled_term(
+            centred,
+            model=model,
+            axis_name=axis_name,
+            sampler=sampler,
+            sampler_cells=sampler_cells,
+        ),
+    }
+    return pseudo_labelled(
+        model=model,
+        augment=augment,
+        axis_name=axis_name,
+        terms=terms,
+        supervised_weight=1.0,
+        strong=strong,
+        mix_mode=mix_mode,
+        pseudo_weight=pseudo_weight,
+        pseudo_pixels=pseudo_pixels,
         hard_threshold=hard_threshold,
         teacher_momentum=teacher_momentum,
         teacher_mode=teacher_mode,
     )
+
+
+class LabelledPixels(NamedTuple):
+    """The labelled pixels of the global batch that are embedded, in one row.
+
+    Attributes:
+        features: [N, D] float, the student's, of any length.
+        taught: [N, D] float, the teacher's.
+        label: [N] integer class ids in 0..K-1.
+        prob: [N] float32, the student's probability of that class.
+        draw: of pixels of every class.
+    """
+
+    features: Array
+    taught: Array
+    label: Array
+    prob: Array
+    draw: Draw
+
+
+class LabelledContrast(NamedTuple):
+    """A loss of labelled pixels, with a state of its own.
+
+    Attributes:
+        init: (D, dimension of the features, K) -> its state, a dict.
+        loss: (pixels, its state, step, key) -> (scalar, state after it, metrics).
+    """
+
+    init: Callable[[int, int], Tree]
+    loss: Callable[
+        [LabelledPixels, Tree, Array, Array], tuple[Array, Tree, dict[str, Array]]
+    ]
+
+
+def labelled_term(
+    contrast: LabelledContrast,
+    *,
+    model: Any,
+    axis_name: str | None,
+    sampler: str,
+    sampler_cells: Sequence[int],
+) -> Term:
+    """The term of a contrast of labelled pixels, which the teacher sees as they are."""
+
+    def loss(
+        labelled: Stream,
+        rest: Stream,
+        passes: Passes,
+        moving: Moving,
+        own: Tree,
+        step: Array,
+        key: Array,
+    ) -> Said:
+        del rest
+        (_, taught), moving = passes.teacher(moving, labelled.images, 3, "dense")
+        features, label, prob = embedded_pixels(
+            labelled.features,
+            labelled.logits,
+            labelled.label,
+            stride=model.stride,
+            axis_name=axis_name,
+        )
+        pixels = LabelledPixels(
+            features=features,
+            taught=parallel.all_gather(in_one_row(taught), axis_name),
+            label=label,
+            prob=prob,
+            draw=draw_of(sampler, sampler_cells, [shape_of_all(labelled, axis_name)]),
+        )
+        value, after, metrics = contrast.loss(pixels, own, step, key)
+        return Said(value, after, moving, metrics)
+
+    def init(features: Array) -> Tree:
+        return contrast.init(features.shape[-1], model.num_classes)
+
+    return Term(init, loss)
 
 
 def pull_to_centres(
@@ -228,7 +331,7 @@ def class_centres(how: str, num_classes: int, dim: int, *, seed: int) -> Array:
 def draw_anchors(
     pixels: LabelledPixels, key: Array, *, num_classes: int, number: int, below: float
 ) -> tuple[Array, Array]:
-    """Pixels of every class, evenly and with replacement.
+    """Pixels of every class, with replacement.
 
     Args:
         pixels: of the global batch.
@@ -241,7 +344,6 @@ def draw_anchors(
         [K n] int32 pixels and [K n] int32 labels; -1 of a class without pixels.
     """
     able = jnp.where(pixels.prob < below, pixels.label, num_classes)
-    of_class = members(able, num_classes)
+    drawn = pixels.draw(able, key, num_classes, number)
     label = jnp.repeat(jnp.arange(num_classes, dtype=jnp.int32), number)
-    drawn = draw_members(of_class, label, jax.random.uniform(key, label.shape))
-    return drawn, jnp.where(of_class.count[label] > 0, label, -1)
+    return drawn.pixels.reshape(-1), jnp.where(drawn.count[label] > 0, label, -1)

@@ -1,10 +1,11 @@
-"""Segmentation with pseudo-labels of an EMA teacher and contrast of pixels.
+"""Segmentation with pseudo-labels of an EMA teacher, and terms that methods add.
 
-Stage iii of You et al. 2023, arXiv 2206.02307 (ACTION), on which ACTION++ builds.
+Stage iii of You et al. 2023, arXiv 2206.02307 (ACTION), on which ACTION++, MONA and
+ARCO build: they differ in their terms.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,6 @@ from pclseg import parallel
 from pclseg.augment import Augment, sample_keys
 from pclseg.batch import UNLABELLED
 from pclseg.errors import UserError
-from pclseg.losses.anatomical import anatomical_contrast
 from pclseg.losses.distillation import confident_share
 from pclseg.losses.segmentation import pixel_cross_entropy
 from pclseg.methods.base import Array, Aux, Batch, Method
@@ -23,38 +23,85 @@ from pclseg.parts.passes import train_pass
 from pclseg.parts.settings import require
 from pclseg.parts.strong import MIXES, mix, strong_view
 from pclseg.parts.supervision import labelled_loss
-from pclseg.parts.temperature import schedule
 from pclseg.state import TrainState, Tree
 
 
-class LabelledPixels(NamedTuple):
-    """The labelled pixels of the global batch that are embedded, in one row.
+class Stream(NamedTuple):
+    """Slices of this device and what the student makes of them.
 
     Attributes:
-        features: [N, D] float, the student's, of any length.
-        taught: [N, D] float, the teacher's.
-        label: [N] integer class ids in 0..K-1.
-        prob: [N] float32, the student's probability of that class.
+        images: [B, H, W, C] float, as the student sees them.
+        label: [B, H, W] integer class ids in 0..K, pseudo-labels where there are no
+            others; K is none.
+        confidence: [B, H, W] float, the teacher's in its label; 1 for others.
+        logits: [B, H, W, K] float.
+        features: [B, H / stride, W / stride, D] float.
     """
 
-    features: Array
-    taught: Array
+    images: Array
     label: Array
-    prob: Array
+    confidence: Array
+    logits: Array
+    features: Array
 
 
-class LabelledContrast(NamedTuple):
-    """A further loss of labelled pixels, with a state of its own.
+class Moving(NamedTuple):
+    """What passes of the networks move: batch statistics.
 
     Attributes:
-        init: (D, dimension of the features, K) -> its state, a dict.
-        loss: (pixels, its state, step, key) -> (scalar, state after it, metrics).
+        model_state: of the student.
+        teacher: all of it.
     """
 
-    init: Callable[[int, int], Tree]
-    loss: Callable[
-        [LabelledPixels, Tree, Array, Array], tuple[Array, Tree, dict[str, Array]]
-    ]
+    model_state: Tree
+    teacher: Tree
+
+
+class Passes(NamedTuple):
+    """Further passes; each wants a number of its own in the step, from 3.
+
+    Attributes:
+        student: (moving, images, number, method of the model) -> (what it says, moving
+            after it).
+        teacher: the same; no gradient goes through it.
+    """
+
+    student: Callable[[Moving, Array, int, str | None], tuple[Any, Moving]]
+    teacher: Callable[[Moving, Array, int, str | None], tuple[Any, Moving]]
+
+
+class Said(NamedTuple):
+    """What a term comes to.
+
+    Attributes:
+        value: scalar to be added to the loss; averaged over devices.
+        own: the term's state after the step, equal on all devices.
+        moving: after the passes of the term.
+        metrics: float scalars to log.
+    """
+
+    value: Array
+    own: Tree
+    moving: Moving
+    metrics: dict[str, Array]
+
+
+class Term(NamedTuple):
+    """A further term of the loss, perhaps with a state.
+
+    Attributes:
+        init: features of a batch [B, h, w, D] -> its state, a dict.
+        loss: (labelled, unlabelled, passes, moving, own state, step, key) -> `Said`.
+    """
+
+    init: Callable[[Array], Tree]
+    loss: Callable[[Stream, Stream, Passes, Moving, Tree, Array, Array], Said]
+
+
+def stateless(features: Array) -> Tree:
+    """The state of a term without any."""
+    del features
+    return {}
 
 
 def pseudo_labelled(
@@ -62,79 +109,58 @@ def pseudo_labelled(
     model: Any,
     augment: Augment,
     axis_name: str | None,
-    labelled_contrast: LabelledContrast | None,
+    terms: Mapping[str, Term],
+    supervised_weight: float,
     strong: Mapping[str, Any],
     mix_mode: str,
     pseudo_weight: float,
     pseudo_pixels: str,
-    contrast_weight: float,
-    contrast_temperature: Sequence[float],
-    temperature_period: int,
-    num_anchors: int,
-    num_negatives: int,
-    sure_threshold: float,
     hard_threshold: float,
     teacher_momentum: float,
     teacher_mode: str,
 ) -> Method:
-    """The method shared by ACTION and ACTION++, which differ in `labelled_contrast`.
+    """The method shared by ACTION, ACTION++ and MONA, which differ in their terms.
 
-    L_sup + pseudo_weight * L_unsup + contrast_weight * L_anco (+ labelled contrast):
+    supervised_weight * L_sup + pseudo_weight * L_unsup + terms:
 
     - L_sup, `labelled_loss`, half Dice, of labelled slices as `augment` moves them;
     - L_unsup, cross entropy of the strong views of unlabelled slices against the
       teacher's labels of the weak ones, each slice weighed by the share of its pixels
-      of which the teacher is sure, `hard_threshold` or more;
-    - L_anco, `anatomical_contrast` of the pixels of both; those of unlabelled slices
-      count whose confidence is `sure_threshold` or more; hard are those to whose class
-      the student gives less than `hard_threshold`.
+      of which the teacher is sure, `hard_threshold` or more.
 
     Labelled and unlabelled slices go through the student one after the other, each
     normalised by their own batch. Gradient reaches the student only.
 
     Args:
-        model: "unet2d_dense", with `dense`: images -> logits, features of pixels.
+        model: with `dense`: images -> logits, features of pixels, as the student says
+            them; and `taught`, as the teacher does.
         augment: moves images, and labels alike.
         axis_name: of the pmapped step, or None.
-        labelled_contrast: of labelled pixels, or None.
+        terms: by the name of their state.
+        supervised_weight: >= 0.
         strong: settings of the augmentation that makes the strong view.
         mix_mode: of `strong.MIXES`, before it.
         pseudo_weight: >= 0.
         pseudo_pixels: "all", L_unsup is a mean over all pixels with a pseudo-label, or
             "wrong", over those whose cross entropy is not 0 in float32, as in the
             authors' code.
-        contrast_weight: >= 0.
-        contrast_temperature: of L_anco, see `temperature.schedule`.
-        temperature_period: in steps.
-        num_anchors: of a class and step.
-        num_negatives: of an anchor.
-        sure_threshold: theta_w of the paper.
-        hard_threshold: theta_s.
+        hard_threshold: theta_s of the paper.
         teacher_momentum: of the teacher, in [0, 1).
         teacher_mode: "eval" or "train", see `ema`.
 
     Raises:
         UserError: a setting out of its range.
     """
-    require(
-        "mix_mode", repr(mix_mode), f"one of: {', '.join(MIXES)}", mix_mode in MIXES
-    )
+    holds = mix_mode in MIXES
+    require("mix_mode", repr(mix_mode), f"one of: {', '.join(MIXES)}", holds)
+    require("supervised_weight", supervised_weight, ">= 0", supervised_weight >= 0)
     require("pseudo_weight", pseudo_weight, ">= 0", pseudo_weight >= 0)
     known = pseudo_pixels in ("all", "wrong")
     require("pseudo_pixels", repr(pseudo_pixels), "'all' or 'wrong'", known)
-    require("contrast_weight", contrast_weight, ">= 0", contrast_weight >= 0)
-    require("num_anchors", num_anchors, "1 or more", num_anchors >= 1)
-    require("num_negatives", num_negatives, "1 or more", num_negatives >= 1)
-    for name, threshold in (
-        ("sure_threshold", sure_threshold),
-        ("hard_threshold", hard_threshold),
-    ):
-        require(name, threshold, "0..1", 0 <= threshold <= 1)
+    require("hard_threshold", hard_threshold, "0..1", 0 <= hard_threshold <= 1)
     ema.check_teacher(momentum=teacher_momentum, mode=teacher_mode)
     strengthen = strong_view(strong)
-    temperature_at = schedule(
-        "contrast_temperature", contrast_temperature, period=temperature_period
-    )
+    teach = functools.partial(ema.teacher_pass, model, mode=teacher_mode)
 
     def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
         if not hasattr(model, "dense"):
@@ -148,9 +174,8 @@ def pseudo_labelled(
         params = variables["params"]
         model_state = {"batch_stats": variables["batch_stats"]}
         method_state = {"teacher": ema.copy_of(params, model_state)}
-        if labelled_contrast:
-            own = labelled_contrast.init(features.shape[-1], model.num_classes)
-            method_state["labelled_contrast"] = own
+        own = {name: term.init(features) for name, term in terms.items()}
+        method_state |= {name: state for name, state in own.items() if state}
         return params, model_state, method_state
 
     def pseudo_labels(
@@ -158,9 +183,7 @@ def pseudo_labelled(
     ) -> tuple[tuple[Array, Array, Array], Tree]:
         """The strong view, its labels and their confidences; the teacher after it."""
         mix_keys, strong_keys = keys
-        logits, teacher = ema.teacher_pass(
-            model, teacher, weak, key=key, number=2, mode=teacher_mode
-        )
+        logits, teacher = teach(teacher, weak, key=key, number=2)
         probs = jax.nn.softmax(logits)
         seen, label, confidence = mix(
             mix_mode,
@@ -174,10 +197,37 @@ def pseudo_labelled(
         seen, _ = strengthen(strong_keys, seen, None)
         return (seen, label, confidence), teacher
 
+    def passes(params: Tree, key: Array) -> Passes:
+        """Those of a step."""
+
+        def student(
+            moving: Moving, images: Array, number: int, method: str | None
+        ) -> tuple[Any, Moving]:
+            said, model_state = train_pass(
+                model,
+                params,
+                moving.model_state,
+                images,
+                key=key,
+                number=number,
+                method=method,
+            )
+            return said, moving._replace(model_state=model_state)
+
+        def teacher(
+            moving: Moving, images: Array, number: int, method: str | None
+        ) -> tuple[Any, Moving]:
+            said, after = teach(
+                moving.teacher, images, key=key, number=number, method=method
+            )
+            return said, moving._replace(teacher=after)
+
+        return Passes(student, teacher)
+
     def loss(
         params: Tree, state: TrainState, batch: Batch, key: Array
     ) -> tuple[Array, Aux]:
-        weak_key, rest_key, mix_key, strong_key, pixel_key = jax.random.split(key, 5)
+        weak_key, rest_key, mix_key, strong_key, term_key = jax.random.split(key, 5)
         rows = parallel.row_ids(len(batch["image"]), axis_name)
         images, labels = augment(
             sample_keys(weak_key, rows), batch["image"], batch["label"]
@@ -191,77 +241,45 @@ def pseudo_labelled(
             (sample_keys(mix_key, rows), sample_keys(strong_key, rows)),
             key,
         )
-        dense_pass = functools.partial(
-            train_pass, model, params, key=key, method="dense"
-        )
-        (logits, features), model_state = dense_pass(
-            state.model_state, images, number=0
-        )
-        (logits_u, features_u), model_state = dense_pass(model_state, seen, number=1)
+        further = passes(params, key)
+        moving = Moving(state.model_state, teacher)
+        said, moving = further.student(moving, images, 0, "dense")
+        said_u, moving = further.student(moving, seen, 1, "dense")
+        known = jnp.ones(labels.shape, confidence.dtype)
+        labelled = Stream(images, labels, known, *said)
+        rest = Stream(seen, pseudo, confidence, *said_u)
 
         supervised, metrics = labelled_loss(
-            logits, labels, dice_weight=0.5, axis_name=axis_name
+            labelled.logits, labels, dice_weight=0.5, axis_name=axis_name
         )
         valid = pseudo < model.num_classes
         unsupervised = pseudo_cross_entropy(
-            logits_u,
+            rest.logits,
             pseudo,
             valid,
             confident_share(confidence, valid, threshold=hard_threshold),
             count_zeros=pseudo_pixels == "all",
             axis_name=axis_name,
         )
-        temperature = temperature_at(state.step)
-        sure = valid & (confidence >= sure_threshold)
-        pixels, pixels_u = (
-            embedded_pixels(*of_stream, stride=model.stride, axis_name=axis_name)
-            for of_stream in (
-                (features, logits, labels),
-                (features_u, logits_u, jnp.where(sure, pseudo, model.num_classes)),
+        metrics["pseudo_cross_entropy"] = unsupervised
+        value = supervised_weight * supervised + pseudo_weight * unsupervised
+        method_state = {}
+        for number, (name, term) in enumerate(terms.items()):
+            more, own, moving, more_metrics = term.loss(
+                labelled,
+                rest,
+                further,
+                moving,
+                state.method_state.get(name, {}),
+                state.step,
+                jax.random.fold_in(term_key, number),
             )
-        )
-        joined = [jnp.concatenate(pair) for pair in zip(pixels, pixels_u, strict=True)]
-        contrast_key, labelled_key = jax.random.split(pixel_key)
-        contrast = anatomical_contrast(
-            joined[0],
-            joined[1],
-            joined[2] < hard_threshold,
-            contrast_key,
-            num_classes=model.num_classes,
-            num_anchors=num_anchors,
-            num_negatives=num_negatives,
-            temperature=temperature,
-        )
-        value = supervised + pseudo_weight * unsupervised + contrast_weight * contrast
-        metrics |= {
-            "pseudo_cross_entropy": unsupervised,
-            "sure_pixels": sure.mean(),
-            "anatomical_contrast": contrast,
-            "contrast_temperature": temperature,
-        }
-        method_state = {"teacher": teacher}
-        if labelled_contrast:
-            (_, taught), teacher = ema.teacher_pass(
-                model,
-                teacher,
-                images,
-                key=key,
-                number=3,
-                mode=teacher_mode,
-                method="dense",
-            )
-            own = LabelledPixels(
-                features=pixels[0],
-                taught=parallel.all_gather(in_one_row(taught), axis_name),
-                label=pixels[1],
-                prob=pixels[2],
-            )
-            more, kept, said = labelled_contrast.loss(
-                own, state.method_state["labelled_contrast"], state.step, labelled_key
-            )
-            value, metrics = value + more, {**metrics, **said}
-            method_state = {"teacher": teacher, "labelled_contrast": kept}
-        return value, Aux(model_state, method_state, metrics)
+            value += more
+            metrics |= more_metrics
+            if own:
+                method_state[name] = own
+        method_state["teacher"] = moving.teacher
+        return value, Aux(moving.model_state, method_state, metrics)
 
     def after_step(state: TrainState) -> TrainState:
         return ema.follow(state, decay=teacher_momentum, mode=teacher_mode)
@@ -304,32 +322,3 @@ def pseudo_cross_entropy(
     total = jnp.where(counted, weight[:, None, None] * each, 0.0).sum()
     number = parallel.all_mean(counted.sum().astype(total.dtype), axis_name)
     return total / jnp.where(number > 0, number, 1.0)
-
-
-def embedded_pixels(
-    features: Array, logits: Array, label: Array, *, stride: int, axis_name: str | None
-) -> tuple[Array, Array, Array]:
-    """The pixels that have features, of all devices, in one row.
-
-    Args:
-        features: [B, H / stride, W / stride, D] float.
-        logits: [B, H, W, K] float.
-        label: [B, H, W] integer class ids in 0..K; K is none.
-        stride: pixels from one with features to the next.
-        axis_name: of the pmapped step, or None.
-
-    Returns:
-        Features [N, D], labels [N], and [N] float32, the probability that the logits
-        give to the label, without gradient; 0 of none.
-    """
-    label = label[:, ::stride, ::stride]
-    probs = jax.nn.softmax(jax.lax.stop_gradient(logits[:, ::stride, ::stride]))
-    index = label[..., None].astype(jnp.int32)
-    prob = jnp.take_along_axis(probs, index, axis=-1, mode="fill", fill_value=0)
-    rows = in_one_row(features), label.reshape(-1), prob.reshape(-1)
-    return parallel.all_gather(rows, axis_name)
-
-
-def in_one_row(features: Array) -> Array:
-    """[B, H, W, D] -> [B H W, D]."""
-    return features.reshape(-1, features.shape[-1])

@@ -1,0 +1,119 @@
+"""The term of a loss that contrasts the pixels of both streams by their class."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from pclseg import parallel
+from pclseg.losses.anatomical import anatomical_contrast
+from pclseg.methods.base import Array
+from pclseg.parts.pixels import embedded_pixels
+from pclseg.parts.pseudo_labels import Moving, Passes, Said, Stream, Term, stateless
+from pclseg.parts.sampler import check_sampler, draw_of
+from pclseg.parts.settings import require
+from pclseg.parts.temperature import schedule
+from pclseg.state import Tree
+
+
+def anatomical_term(
+    *,
+    model: Any,
+    axis_name: str | None,
+    contrast_weight: float,
+    contrast_temperature: Sequence[float],
+    temperature_period: int,
+    num_anchors: int,
+    num_negatives: int,
+    sampler: str,
+    sampler_cells: Sequence[int],
+    sure_threshold: float,
+    hard_threshold: float,
+) -> Term:
+    """contrast_weight * L_anco, `anatomical_contrast` of the pixels of both streams.
+
+    Those of unlabelled slices count whose confidence is `sure_threshold` or more; hard,
+    and so possible anchors, are those to whose class the student gives less than
+    `hard_threshold`.
+
+    Args:
+        model: that of `pseudo_labelled`.
+        axis_name: of the pmapped step, or None.
+        contrast_weight: >= 0.
+        contrast_temperature: of L_anco, see `temperature.schedule`.
+        temperature_period: in steps.
+        num_anchors: of a class and step.
+        num_negatives: of an anchor.
+        sampler: how anchors are drawn, of `sampler.SAMPLERS`.
+        sampler_cells: (rows, columns) of its grid on a slice, see `sampler.draw_of`.
+        sure_threshold: theta_w of the paper.
+        hard_threshold: theta_s.
+
+    Raises:
+        UserError: a setting out of its range.
+    """
+    require("contrast_weight", contrast_weight, ">= 0", contrast_weight >= 0)
+    require("num_anchors", num_anchors, "1 or more", num_anchors >= 1)
+    require("num_negatives", num_negatives, "1 or more", num_negatives >= 1)
+    require("sure_threshold", sure_threshold, "0..1", 0 <= sure_threshold <= 1)
+    check_sampler(sampler, sampler_cells)
+    temperature_at = schedule(
+        "contrast_temperature", contrast_temperature, period=temperature_period
+    )
+
+    def loss(
+        labelled: Stream,
+        rest: Stream,
+        passes: Passes,
+        moving: Moving,
+        own: Tree,
+        step: Array,
+        key: Array,
+    ) -> Said:
+        del passes
+        sure = (rest.label < model.num_classes) & (rest.confidence >= sure_threshold)
+        streams = (
+            (labelled, labelled.label),
+            (rest, jnp.where(sure, rest.label, model.num_classes)),
+        )
+        pixels = [
+            embedded_pixels(
+                stream.features,
+                stream.logits,
+                label,
+                stride=model.stride,
+                axis_name=axis_name,
+            )
+            for stream, label in streams
+        ]
+        features, label, prob = (
+            jnp.concatenate(pair) for pair in zip(*pixels, strict=True)
+        )
+        temperature = temperature_at(step)
+        contrast = anatomical_contrast(
+            features,
+            label,
+            prob < hard_threshold,
+            key,
+            num_classes=model.num_classes,
+            num_anchors=num_anchors,
+            num_negatives=num_negatives,
+            temperature=temperature,
+            draw=draw_of(
+                sampler, sampler_cells, [shape_of_all(s, axis_name) for s, _ in streams]
+            ),
+        )
+        metrics = {
+            "sure_pixels": sure.mean(),
+            "anatomical_contrast": contrast,
+            "contrast_temperature": temperature,
+        }
+        return Said(contrast_weight * contrast, own, moving, metrics)
+
+    return Term(stateless, loss)
+
+
+def shape_of_all(stream: Stream, axis_name: str | None) -> tuple[int, int, int]:
+    """(R, h, w) of the embedded pixels of a stream, of the slices of all devices."""
+    rows, height, width, _ = stream.features.shape
+    return rows * parallel.num_devices(axis_name), height, width
