@@ -119,6 +119,9 @@ class Network(nn.Module):
         s = self.stride
         return self.last(x), self.head(x[:, ::s, ::s])
 
+    def taught(self, images, train):
+        return self.dense(images, train)
+
     def as_teacher(self, images, train):
         x = self.features(images, train)
         logits, said = self.last(x), {"global": self.head(x.mean((1, 2)))[:, None]}

@@ -5,6 +5,8 @@ al. 2022, arXiv 2104.04465 (ReCo). Pixels are those of the global batch, in one 
 pixel belongs to one class, or to none where its pseudo-label is not sure.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -71,6 +73,42 @@ def info_nce_of(
     return -jax.nn.log_softmax(at_least_float32(similarity) / temperature)[..., 0]
 
 
+def contrast_in_chunks(
+    anchors: Array,
+    positives: Array,
+    negatives: Callable[[Array], Array],
+    *,
+    temperature: float | Array,
+    chunk: int,
+) -> Array:
+    """`info_nce_of` of the anchors of every class, a few at a time.
+
+    Args:
+        anchors: [A, K, D] float, unit length, A of each class.
+        positives: [K, D] float, unit length.
+        negatives: number of an anchor -> [K, M, D] float, unit length, those of this
+            anchor of every class; computed again for the gradient, which would else
+            need the negatives of all anchors.
+        temperature: > 0.
+        chunk: >= 1, anchors at a time; what comes out is the same.
+
+    Returns:
+        [A, K] float32 (float64 for float64).
+    """
+
+    def losses(one: tuple[Array, Array]) -> Array:
+        number, anchors = one
+        return info_nce_of(
+            anchors, positives, negatives(number), temperature=temperature
+        )
+
+    return jax.lax.map(
+        jax.checkpoint(losses),
+        (jnp.arange(len(anchors)), anchors),
+        batch_size=min(chunk, len(anchors)),
+    )
+
+
 def anatomical_contrast(
     features: Array,
     classes: Array,
@@ -120,22 +158,20 @@ def anatomical_contrast(
     drawn = draw(hard_classes, anchor_key, num_classes, num_anchors)
     unit_means = unit_length(means)
 
-    def losses(one: tuple[Array, Array]) -> Array:
-        """Of an anchor of every class, [K, D] -> [K]."""
-        number, anchors = one
+    def negatives(number: Array) -> Array:
         key = jax.random.fold_in(negative_key, number)
         to_class, to_pixel = jax.random.uniform(key, (2, num_classes, num_negatives))
         # The class whose share of [0, 1) the number falls into.
         beyond = to_class[..., None] * upto[:, None, -1:] >= upto[:, None]
         other = jnp.minimum(beyond.sum(axis=-1), num_classes - 1)
-        negatives = unit_length(fixed[draw_members(all_members, other, to_pixel)])
-        return info_nce_of(anchors, unit_means, negatives, temperature=temperature)
+        return unit_length(fixed[draw_members(all_members, other, to_pixel)])
 
-    # Again for the gradient, which would else need the negatives of all anchors.
-    each = jax.lax.map(
-        jax.checkpoint(losses),
-        (jnp.arange(num_anchors), unit_length(features[drawn.pixels.T])),
-        batch_size=min(chunk, num_anchors),
+    each = contrast_in_chunks(
+        unit_length(features[drawn.pixels.T]),
+        unit_means,
+        negatives,
+        temperature=temperature,
+        chunk=chunk,
     )
     of_class = each.mean(axis=0)  # [K]
     total = jnp.where(drawn.count > 0, of_class, 0.0).sum()

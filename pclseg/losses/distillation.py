@@ -7,6 +7,8 @@ from pclseg.losses.contrastive import at_least_float32, unit_length
 
 Array = jax.Array
 
+_EPSILON = 1e-7
+
 
 def squared_difference(student: Array, teacher: Array, inside: Array) -> Array:
     """Mean squared difference of class probabilities over the pixels inside.
@@ -89,3 +91,24 @@ def confident_share(confidence: Array, valid: Array, *, threshold: float) -> Arr
     """
     sure = (valid & (confidence >= threshold)).sum(axis=(1, 2))
     return at_least_float32(sure) / jnp.maximum(valid.sum(axis=(1, 2)), 1)
+
+
+def masked_kl(reference: Array, logits: Array, mask: Array) -> Array:
+    """Mean over the pixels of a mask of KL(softmax(reference) || softmax(logits)).
+
+    You et al. 2022, arXiv 2209.13476 (MONA), equivariance. No gradient reaches the
+    reference.
+
+    Args:
+        reference: [B, H, W, K] float.
+        logits: [B, H, W, K] float.
+        mask: [B, H, W] float in 0..1, the weight of a pixel.
+
+    Returns:
+        [B] float32 (float64 for float64); 0 for a slice without weight.
+    """
+    log_reference, log_probs = (
+        jax.nn.log_softmax(at_least_float32(x)) for x in (reference, logits)
+    )
+    each = mask * kl_divergence(log_reference, log_probs)
+    return each.sum(axis=(1, 2)) / (mask.sum(axis=(1, 2)) + _EPSILON)

@@ -21,8 +21,8 @@ from pclseg.losses.contrastive import unit_length
 from pclseg.losses.sampling import Draw
 from pclseg.methods.base import Array, Method
 from pclseg.parts import bank
-from pclseg.parts.anatomical import anatomical_term, shape_of_all
-from pclseg.parts.pixels import embedded_pixels, in_one_row
+from pclseg.parts.anatomical import anatomical_term
+from pclseg.parts.pixels import embedded_pixels, in_one_row, shape_of_all
 from pclseg.parts.pseudo_labels import (
     Moving,
     Passes,
@@ -180,7 +180,7 @@ def labelled_term(
         key: Array,
     ) -> Said:
         del rest
-        (_, taught), moving = passes.teacher(moving, labelled.images, 3, "dense")
+        (_, taught), moving = passes.teacher(moving, labelled.images, 3, "taught")
         features, label, prob = embedded_pixels(
             labelled.features,
             labelled.logits,
@@ -188,12 +188,13 @@ def labelled_term(
             stride=model.stride,
             axis_name=axis_name,
         )
+        shape = shape_of_all(labelled.features, axis_name)
         pixels = LabelledPixels(
             features=features,
             taught=parallel.all_gather(in_one_row(taught), axis_name),
             label=label,
             prob=prob,
-            draw=draw_of(sampler, sampler_cells, [shape_of_all(labelled, axis_name)]),
+            draw=draw_of(sampler, sampler_cells, [shape]),
         )
         value, after, metrics = contrast.loss(pixels, own, step, key)
         return Said(value, after, moving, metrics)

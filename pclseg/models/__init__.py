@@ -16,6 +16,7 @@ _MODELS: dict[str, type[nn.Module]] = {
     "unet2d_distill_local": unet2d_semi.UNet2DDistillLocal,
     "unet2d_jigsaw": unet2d.UNet2DJigsaw,
     "unet2d_local": unet2d.UNet2DLocal,
+    "unet2d_pyramid": unet2d_semi.UNet2DPyramid,
 }
 _DTYPES = ("float32", "bfloat16")
 

@@ -160,6 +160,54 @@ class DenseHead(nn.Module):
         return dense(x)
 
 
+class PyramidHead(nn.Module):
+    """An embedding of every pixel from the maps of a decoder, grown level by level.
+
+    x = f + W f of the first map; then x = j + W j of j, the enlarged x joined to the
+    next map; W j alone of the last one. All W are 1 x 1 convolutions without bias. You
+    et al. 2022, arXiv 2209.13476 (MONA), as their code has it.
+
+    Attributes:
+        out_dim: D, of an embedding; in the authors' code that of the last j.
+        stride: pixels from one to the next; exactly those of stride 1.
+        dtype: of the computation.
+    """
+
+    out_dim: int
+    stride: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, maps: tuple[Array, ...], size: tuple[int, ...]) -> Array:
+        """Embeddings of the pixels 0, stride, 2 stride, ... of both axes.
+
+        Args:
+            maps: [B, h, w, C] each, from the smallest to the largest, two or more.
+            size: H and W of the image.
+
+        Returns:
+            [B, H / stride, W / stride, D] of `dtype`, rounded up.
+        """
+        first, *middle, last = (x.astype(self.dtype) for x in maps)
+        x = first + self._layer(first, first.shape[-1], 0)
+        for level, features in enumerate(middle, start=1):
+            x = layers.enlarge(x, features.shape[1:3], stride=1)
+            x = jnp.concatenate([x, features], axis=-1)
+            x = x + self._layer(x, x.shape[-1], level)
+        grown = [layers.enlarge(f, size, stride=self.stride) for f in (x, last)]
+        return self._layer(jnp.concatenate(grown, -1), self.out_dim, len(maps) - 1)
+
+    def _layer(self, x: Array, features: int, level: int) -> Array:
+        """W x, of a level counted from the smallest map."""
+        return layers.dense(
+            features,
+            fan_in=x.shape[-1],
+            name=f"level{level}",
+            dtype=self.dtype,
+            use_bias=False,
+        )(x)
+
+
 class LocalHead(nn.Module):
     """Embeddings of the square windows of a map of logits.
 

@@ -114,7 +114,12 @@ def conv3x3(
 
 
 def dense(
-    features: int, *, fan_in: int, name: str, dtype: str | None = None
+    features: int,
+    *,
+    fan_in: int,
+    name: str,
+    dtype: str | None = None,
+    use_bias: bool = True,
 ) -> nn.Dense:
     """A dense layer, kernel and bias uniform in +-1/sqrt(fan_in); of `dtype`, if any.
 
@@ -122,7 +127,12 @@ def dense(
     """
     start = _uniform(fan_in)
     return nn.Dense(
-        features, dtype=dtype, kernel_init=start, bias_init=start, name=name
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=start,
+        bias_init=start,
+        name=name,
     )
 
 

@@ -1,8 +1,8 @@
 """Networks of semi-supervised methods with a teacher: ACTION and its kin.
 
-You et al. 2023, arXiv 2206.02307. Student and teacher are the same network; what the
-student says more than the teacher goes through a predictor. Fields that are not
-described here are those of `unet2d.UNet2D`.
+You et al. 2023, arXiv 2206.02307, and 2022, arXiv 2209.13476 (MONA). Student and
+teacher are the same network; what the student says more than the teacher goes through a
+predictor. Fields that are not described here are those of `unet2d.UNet2D`.
 """
 
 from typing import NamedTuple
@@ -15,10 +15,12 @@ from pclseg.models.heads import (
     PARTS,
     DenseHead,
     LocalHead,
+    PyramidHead,
     TwoLayers,
     global_average,
     windows_of,
 )
+from pclseg.models.layers import dense
 from pclseg.models.unet2d import BACKBONES
 
 Array = jax.Array
@@ -209,3 +211,71 @@ class UNet2DDense(nn.Module):
         centre, skips = self.encoder(images, train=train)
         logits, maps = self.decoder(centre, skips, train=train)
         return logits, self.dense_head((centre, *maps), images.shape[1:3])
+
+    def taught(self, images: Array, train: bool) -> tuple[Array, Array]:
+        """What a teacher says in place of `dense`: the same."""
+        return self.dense(images, train)
+
+
+class UNet2DPyramid(nn.Module):
+    """U-Net with a pyramid that embeds pixels, and a predictor of the student on it.
+
+    MONA, You et al. 2022, arXiv 2209.13476.
+
+    Attributes:
+        out_dim: D, dimension of the embedding of a pixel; 496 in the authors' code.
+        stride: pixels from one that is embedded to the next; 1 in the papers. Memory
+            falls with its square.
+    """
+
+    width: int
+    num_classes: int
+    out_dim: int
+    stride: int
+    dtype: str
+    bn_groups: int
+    axis_name: str | None = None
+    remat: bool = False
+    backbone: str = "pcl"
+
+    def setup(self) -> None:
+        """Names the parts as they stand in checkpoints."""
+        shared = (self.dtype, self.bn_groups, self.axis_name, self.remat)
+        paths = BACKBONES[self.backbone]
+        self.encoder = paths.Encoder(self.width, *shared)
+        self.decoder = paths.Decoder(self.width, self.num_classes, *shared)
+        self.pyramid = PyramidHead(self.out_dim, self.stride, self.dtype)
+        self.predictor1, self.predictor2 = (
+            dense(
+                self.out_dim,
+                fan_in=self.out_dim,
+                name=f"predictor{i}",
+                dtype=self.dtype,
+                use_bias=False,
+            )
+            for i in (1, 2)
+        )
+
+    def __call__(self, images: Array, train: bool) -> Array:
+        """[B, H, W, C] float, H and W multiples of 16 -> logits [B, H, W, K] float32.
+
+        With `train`, apply with `mutable=["batch_stats"]` and `rngs={"dropout": key}`.
+        """
+        centre, skips = self.encoder(images, train=train)
+        logits, _ = self.decoder(centre, skips, train=train)
+        return logits
+
+    def taught(self, images: Array, train: bool) -> tuple[Array, Array]:
+        """Like `__call__`, and what the pyramid says of pixels 0, stride, 2 stride, ...
+
+        Returns:
+            Logits; embeddings [B, H / stride, W / stride, D] of `dtype`, of any length.
+        """
+        centre, skips = self.encoder(images, train=train)
+        logits, maps = self.decoder(centre, skips, train=train)
+        return logits, self.pyramid((centre, *maps), images.shape[1:3])
+
+    def dense(self, images: Array, train: bool) -> tuple[Array, Array]:
+        """The same after the predictor, two layers that have no ReLU."""
+        logits, features = self.taught(images, train)
+        return logits, self.predictor2(self.predictor1(features))

@@ -5,10 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from pclseg import parallel
 from pclseg.losses.anatomical import anatomical_contrast
 from pclseg.methods.base import Array
-from pclseg.parts.pixels import embedded_pixels
+from pclseg.parts.pixels import embedded_pixels, shape_of_all
 from pclseg.parts.pseudo_labels import Moving, Passes, Said, Stream, Term, stateless
 from pclseg.parts.sampler import check_sampler, draw_of
 from pclseg.parts.settings import require
@@ -90,6 +89,7 @@ def anatomical_term(
             jnp.concatenate(pair) for pair in zip(*pixels, strict=True)
         )
         temperature = temperature_at(step)
+        shapes = [shape_of_all(stream.features, axis_name) for stream, _ in streams]
         contrast = anatomical_contrast(
             features,
             label,
@@ -99,9 +99,7 @@ def anatomical_term(
             num_anchors=num_anchors,
             num_negatives=num_negatives,
             temperature=temperature,
-            draw=draw_of(
-                sampler, sampler_cells, [shape_of_all(s, axis_name) for s, _ in streams]
-            ),
+            draw=draw_of(sampler, sampler_cells, shapes),
         )
         metrics = {
             "sure_pixels": sure.mean(),
@@ -111,9 +109,3 @@ def anatomical_term(
         return Said(contrast_weight * contrast, own, moving, metrics)
 
     return Term(stateless, loss)
-
-
-def shape_of_all(stream: Stream, axis_name: str | None) -> tuple[int, int, int]:
-    """(R, h, w) of the embedded pixels of a stream, of the slices of all devices."""
-    rows, height, width, _ = stream.features.shape
-    return rows * parallel.num_devices(axis_name), height, width

@@ -35,3 +35,9 @@ def embedded_pixels(
 def in_one_row(features: Array) -> Array:
     """[B, H, W, D] -> [B H W, D]."""
     return features.reshape(-1, features.shape[-1])
+
+
+def shape_of_all(features: Array, axis_name: str | None) -> tuple[int, int, int]:
+    """(R, h, w) of [B, h, w, D] features, of the slices of all devices."""
+    rows, height, width, _ = features.shape
+    return rows * parallel.num_devices(axis_name), height, width

@@ -31,6 +31,7 @@ class Stream(NamedTuple):
 
     Attributes:
         images: [B, H, W, C] float, as the student sees them.
+        before: the same before the strong view, where there is one.
         label: [B, H, W] integer class ids in 0..K, pseudo-labels where there are no
             others; K is none.
         confidence: [B, H, W] float, the teacher's in its label; 1 for others.
@@ -39,6 +40,7 @@ class Stream(NamedTuple):
     """
 
     images: Array
+    before: Array
     label: Array
     confidence: Array
     logits: Array
@@ -166,7 +168,7 @@ def pseudo_labelled(
         if not hasattr(model, "dense"):
             raise UserError(
                 f"the model {type(model).__name__} does not embed pixels; use"
-                " model.name='unet2d_dense'."
+                " model.name='unet2d_dense' or 'unet2d_pyramid'."
             )
         (_, features), variables = model.init_with_output(
             key, batch["image"], train=False, method="dense"
@@ -180,12 +182,12 @@ def pseudo_labelled(
 
     def pseudo_labels(
         teacher: Tree, weak: Array, keys: tuple[Array, Array], key: Array
-    ) -> tuple[tuple[Array, Array, Array], Tree]:
-        """The strong view, its labels and their confidences; the teacher after it."""
+    ) -> tuple[tuple[Array, Array, Array, Array], Tree]:
+        """Strong view and what it was, labels, confidences; the teacher after it."""
         mix_keys, strong_keys = keys
         logits, teacher = teach(teacher, weak, key=key, number=2)
         probs = jax.nn.softmax(logits)
-        seen, label, confidence = mix(
+        mixed, label, confidence = mix(
             mix_mode,
             mix_keys,
             weak,
@@ -194,8 +196,8 @@ def pseudo_labelled(
             num_classes=model.num_classes,
             axis_name=axis_name,
         )
-        seen, _ = strengthen(strong_keys, seen, None)
-        return (seen, label, confidence), teacher
+        seen, _ = strengthen(strong_keys, mixed, None)
+        return (seen, mixed, label, confidence), teacher
 
     def passes(params: Tree, key: Array) -> Passes:
         """Those of a step."""
@@ -235,7 +237,7 @@ def pseudo_labelled(
         unlabelled = batch[f"{UNLABELLED}image"]
         rows = parallel.row_ids(len(unlabelled), axis_name)
         weak, _ = augment(sample_keys(rest_key, rows), unlabelled, None)
-        (seen, pseudo, confidence), teacher = pseudo_labels(
+        (seen, mixed, pseudo, confidence), teacher = pseudo_labels(
             state.method_state["teacher"],
             weak,
             (sample_keys(mix_key, rows), sample_keys(strong_key, rows)),
@@ -246,8 +248,8 @@ def pseudo_labelled(
         said, moving = further.student(moving, images, 0, "dense")
         said_u, moving = further.student(moving, seen, 1, "dense")
         known = jnp.ones(labels.shape, confidence.dtype)
-        labelled = Stream(images, labels, known, *said)
-        rest = Stream(seen, pseudo, confidence, *said_u)
+        labelled = Stream(images, images, labels, known, *said)
+        rest = Stream(seen, mixed, pseudo, confidence, *said_u)
 
         supervised, metrics = labelled_loss(
             labelled.logits, labels, dice_weight=0.5, axis_name=axis_name

@@ -1,0 +1,18 @@
+"""MONA on the embedded phantom; needs no data.
+
+python -m pclseg.main --config=configs/mona_phantom.py --workdir=runs/mona_phantom
+
+Stages as in `mona_acdc.py:size=cpu`, data as in `pcl_phantom.py`.
+"""
+
+import ml_collections
+
+from pclseg.config import sibling, with_stages_of
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; `arg` as in `pcl_phantom.py`."""
+    config = sibling(__file__, "scratch_phantom.py", arg)
+    config = with_stages_of(config, sibling(__file__, "mona_acdc.py", "size=cpu"))
+    config.pretrain.model.window = 16
+    return config
