@@ -1,4 +1,4 @@
-"""Whole runs of ACTION and ACTION++ on a phantom: killed in every stage, and wrong."""
+"""Whole runs of ACTION and its kin on a phantom: killed in every stage, and wrong."""
 
 import jax
 import numpy as np
@@ -15,8 +15,14 @@ STEPS = 12
 STAGES = {
     "action": ("pretrain", "local", "finetune"),
     "action_pp": ("pretrain", "finetune"),
+    "mona": ("pretrain", "finetune"),
 }
 TRAINS = dict(steps=STEPS, log_every=4, checkpoint_every=5)
+ANCHORS = {
+    "action": ("num_anchors",),
+    "action_pp": ("num_anchors", "labelled_anchors"),
+    "mona": ("num_queries",),
+}
 SMALL = {
     "local": dict(width=2, out_dim=8),
     "finetune": dict(out_dim=8, stride=2),
@@ -37,7 +43,6 @@ def arguments(folder, arm, name, **more):
     """Of a run of `arm` at the size of tiny.py."""
     own = {
         "finetune__data__unlabelled_batch_size": 4,
-        "finetune__method__num_anchors": 8,
         "finetune__method__num_negatives": 16,
         **{
             f"finetune__model__{key}": value for key, value in SMALL["finetune"].items()
@@ -53,10 +58,9 @@ def arguments(folder, arm, name, **more):
             **{f"local__model__{key}": value for key, value in SMALL["local"].items()},
         }
     else:
-        own |= {
-            "finetune__method__bank_size": 100,
-            "finetune__method__labelled_anchors": 8,
-        }
+        own["finetune__method__bank_size"] = 100
+    for key in ANCHORS[arm]:
+        own[f"finetune__method__{key}"] = 8
     for stage in STAGES[arm]:
         own |= {f"{stage}__train__{key}": value for key, value in TRAINS.items()}
     return tiny_args(

@@ -121,12 +121,48 @@ SETTINGS |= {
         mean_rate=0.1,
     ),
 }
+SETTINGS["mona"] = dict(
+    supervised_weight=2.0,
+    strong=STRONG,
+    mix_mode="cutmix",
+    pseudo_weight=1.0,
+    pseudo_pixels="all",
+    hard_threshold=0.5,
+    teacher_momentum=0.9,
+    teacher_mode="eval",
+    contrast_weight=0.1,
+    contrast_temperature=0.5,
+    num_queries=8,
+    num_negatives=16,
+    sampler="stratified",
+    sampler_cells=(2, 2),
+    query_threshold=0.2,
+    key_threshold=0.97,
+    key_rule="other_class",
+    entropy_percent=20.0,
+    entropy_steps=10,
+    bank_size=100,
+    keys_per_step=16,
+    warp_weight=1.0,
+    warp=dict(
+        degrees=(-60.0, 60.0),
+        scale=(0.8, 1.25),
+        shift=0.1,
+        jitter=0.01,
+        mirror_probability=0.5,
+    ),
+    sure_threshold=0.4,
+    neighbour_weight=1.0,
+    neighbours=2,
+    pool_size=36,
+    pool_cells=2,
+)
 # One moves images, the other labels too; for all it would double the compilation.
 AUGMENTED = ("pcl", "supervised")
 # The same methods on the U-Net that drops out features, row by row.
 DROPPING = {
     f"{name}_drops": name
-    for name in ("pcl", "pirl", "rotation", "tcsm", "action_local", "action_pp")
+    for name in ("pcl", "pirl", "rotation", "tcsm", "action_local", "action_pp", "mona")
 }
 SETTINGS |= {name: SETTINGS[plain] for name, plain in DROPPING.items()}
 FILES = {"pcl_exact": "pcl", "pcl_concat": "pcl", **DROPPING}
@@ -143,6 +179,7 @@ MODELS = {
     ),
     "action": ("unet2d_dense", {"out_dim": 8, "num_classes": 3, "stride": 2}),
     "action_pp": ("unet2d_dense", {"out_dim": 8, "num_classes": 3, "stride": 2}),
+    "mona": ("unet2d_pyramid", {"out_dim": 8, "num_classes": 3, "stride": 2}),
 }
 
 

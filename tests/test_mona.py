@@ -1,0 +1,275 @@
+"""Steps of MONA, and of ARCO, on a small network; what it shares is in test_action."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_action import (
+    CLASSES,
+    MONA,
+    Network,
+    batch,
+    leaves_apart,
+    make,
+    network,
+    sizes,
+    stepped,
+)
+
+from pclseg import models
+from pclseg.errors import UserError
+from pclseg.models import heads
+from pclseg.parts import reconstruction
+from pclseg.train.step import init_state, make_train_step
+
+STILL = dict(
+    degrees=(0.0, 0.0), scale=(1.0, 1.0), shift=0.0, jitter=0.0, mirror_probability=0.0
+)
+
+
+def test_the_loss_is_the_sum_of_what_is_logged():
+    _, _, said = stepped("mona", count=3)
+    for of_step in said[1:]:
+        of_step = {key: float(value) for key, value in of_step.items()}
+        expected = of_step["cross_entropy"] + of_step["dice_loss"]
+        expected += of_step["pseudo_cross_entropy"] + 0.01 * of_step["tail_contrast"]
+        expected += of_step["equivariance"] + of_step["neighbour_distance"]
+        np.testing.assert_allclose(of_step["loss"], expected, rtol=1e-5)
+    assert float(said[1]["neighbour_distance"]) == 0  # nobody is in the pool
+    assert min(float(said[3][k]) for k in ("tail_contrast", "equivariance")) > 0
+    assert float(said[3]["neighbour_distance"]) > 0
+
+
+@pytest.mark.parametrize("term", ["contrast", "warp", "neighbour"])
+def test_every_term_alone_reaches_the_student(term):
+    """The authors' neighbour term does not."""
+    weights = dict.fromkeys(("contrast", "warp", "neighbour"), 0.0) | {term: 1.0}
+    changed = {f"{name}_weight": weight for name, weight in weights.items()}
+    method, states, _ = stepped("mona", count=2)
+
+    def value(params):
+        alone = make("mona", supervised_weight=0.0, pseudo_weight=0.0, **changed)
+        return alone.loss(params, states[-1], batch(method, 4), jax.random.key(3))[0]
+
+    grads = jax.tree.leaves(jax.grad(value)(states[-1].params))
+    assert all(np.isfinite(grad).all() for grad in grads)
+    assert max(float(np.abs(grad).max()) for grad in grads) > 0
+
+
+class Plain(Network):
+    """The same without normalisation, so all passes agree."""
+
+    def features(self, images, train):
+        self.norm(self.first(images), train=False)
+        return jax.nn.relu(self.first(images))
+
+
+def test_slices_that_are_not_warped_agree_with_themselves():
+    method = make("mona", model=Plain(), strong={"name": "none"}, warp=STILL)
+    tx, data = optax.sgd(0.1), batch(method)
+    state = init_state(method, tx, jax.random.key(1), data)
+    step = jax.jit(make_train_step(method, tx, None))
+    _, said = step(state, data, jax.random.key(2))
+    assert abs(float(said["equivariance"])) < 1e-6
+
+
+def test_a_network_that_sees_around_a_pixel_notices_warps():
+    class Wide(Plain):
+        def setup(self):
+            super().setup()
+            self.around = nn.Conv(4, (3, 3))
+
+        def features(self, images, train):
+            self.norm(self.first(images), train=False)
+            return jax.nn.relu(self.around(images))
+
+    tx, values = optax.sgd(0.1), []
+    for warp in (STILL, MONA["warp"]):
+        method = make("mona", model=Wide(), strong={"name": "none"}, warp=warp)
+        data = batch(method)
+        state = init_state(method, tx, jax.random.key(1), data)
+        step = jax.jit(make_train_step(method, tx, None))
+        values.append(float(step(state, data, jax.random.key(2))[1]["equivariance"]))
+    assert values[0] < 1e-6 < 1e-4 < values[1]
+
+
+def test_without_its_weight_nothing_is_warped():
+    _, states, said = stepped("mona", warp_weight=0.0)
+    _, others, others_said = stepped("mona")
+    assert "equivariance" not in said[1]
+    for key in ("cross_entropy", "pseudo_cross_entropy", "tail_contrast"):
+        assert float(said[1][key]) == float(others_said[1][key])
+    assert leaves_apart(states[1].params, others[1].params) > 0
+
+
+def test_banks_hold_what_the_teacher_says_of_other_classes():
+    """Of labelled pixels of another class, or of pixels that are not labelled."""
+    method = make("mona", mix_mode="none", strong={"name": "none"})
+    tx, data = optax.sgd(0.1), batch(method)
+    before = init_state(method, tx, jax.random.key(1), data)
+    step = jax.jit(make_train_step(method, tx, None))
+    after, _ = step(before, data, jax.random.key(2))
+    net, teacher = network("mona"), before.method_state["teacher"]
+    images = np.concatenate([data["image"], data["unlabelled_image"]])
+    logits, features = net.apply(teacher, images, train=False, method="taught")
+    features = np.asarray(features).reshape(-1, features.shape[-1])
+    probs = np.asarray(jax.nn.softmax(logits[:, ::2, ::2])).reshape(-1, CLASSES)
+    label = data["label"][:, ::2, ::2].reshape(-1)
+    label = np.concatenate([label, probs[len(label) :].argmax(axis=1)])
+    banks = after.method_state["reconstruction"]["banks"]
+    assert int(banks.filled.min()) > 0
+    for kind in range(CLASSES):
+        for row in np.asarray(banks.rows["key"][kind])[: int(banks.filled[kind])]:
+            apart = np.abs(features - row).max(axis=1)
+            assert apart.min() < 1e-5
+            assert label[apart.argmin()] != kind
+            assert probs[apart.argmin(), kind] < 0.97
+
+
+def test_the_code_of_the_authors_has_a_row_of_zeros_in_its_banks():
+    _, (before, after), _ = stepped("mona", key_rule="code")
+    for state in (before, after):
+        banks = state.method_state["reconstruction"]["banks"]
+        assert banks.filled.tolist() == [1] * CLASSES  # of three classes none has keys
+        assert not np.asarray(banks.rows["key"]).any()
+
+
+def test_the_pool_holds_unlabelled_slices_in_their_order():
+    _, states, _ = stepped("mona", count=3)
+    pools = [state.method_state["reconstruction"]["pool"] for state in states]
+    assert [int(pool.filled) for pool in pools] == [0, 3, 5, 5]
+    first = np.asarray(pools[1].rows["key"][:3])
+    np.testing.assert_array_equal(pools[2].rows["key"][1:3], first[1:])
+    assert np.abs(np.asarray(pools[2].rows["key"][0]) - first[0]).max() > 0
+
+
+@pytest.mark.parametrize("sampler", ["stratified", "antithetic", "folded"])
+@pytest.mark.parametrize("name", ["mona", "action", "action_pp"])
+def test_another_sampler_changes_what_is_drawn_and_nothing_else(name, sampler):
+    _, _, said = stepped(name)
+    _, _, others = stepped(name, sampler=sampler)
+    drawn = {"tail_contrast", "anatomical_contrast", "class_contrast"}
+    drawn |= {"centre_contrast", "loss", "grad_norm", "centres_moved"}
+    assert said[1].keys() == others[1].keys()
+    for key in said[1]:
+        if key not in drawn:
+            assert float(said[1][key]) == float(others[1][key]), key
+    assert float(said[1]["loss"]) != float(others[1]["loss"])
+    assert np.isfinite(float(others[1]["loss"]))
+
+
+def test_no_array_grows_with_pixels_times_pixels():
+    method = make("mona", model=Network(stride=1))
+    data = batch(method)
+    state = jax.eval_shape(
+        lambda key: init_state(method, optax.sgd(0.1), key, data), jax.random.key(0)
+    )
+    step = jax.make_jaxpr(make_train_step(method, optax.sgd(0.1), None))(
+        state, data, jax.random.key(1)
+    )
+    pixels = 7 * data["image"].shape[1] ** 2  # of both streams
+    # Embeddings are of 8 numbers; 25 control points are weighed at every pixel.
+    assert max(sizes(step.jaxpr)) <= 25 * pixels
+
+
+# Networks.
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_the_pyramid_has_the_parameters_of_the_authors():
+    model = models.make(
+        "unet2d_pyramid",
+        width=16,
+        num_classes=4,
+        out_dim=496,
+        stride=1,
+        dtype="float32",
+        bn_groups=1,
+        backbone="ssl4mis",
+    )
+    image = jax.ShapeDtypeStruct((1, 256, 256, 1), jnp.float32)
+    said, variables = jax.eval_shape(
+        lambda x: model.init_with_output(
+            jax.random.key(0), x, train=False, method="dense"
+        ),
+        image,
+    )
+    params = variables["params"]
+    assert count((params["encoder"], params["decoder"])) == 1_813_764
+    assert count(params["encoder"]) == 1_180_464
+    assert count(params["pyramid"]) == 890_112
+    assert count((params["predictor1"], params["predictor2"])) == 492_032
+    assert said[1].shape == (1, 256, 256, 496)
+
+
+def test_the_pyramid_is_the_same_whatever_the_stride():
+    rng = np.random.default_rng(0)
+    maps = tuple(
+        jnp.asarray(rng.normal(size=(2, size, size, width)), jnp.float32)
+        for size, width in ((2, 6), (4, 4), (8, 3), (16, 2), (32, 1))
+    )
+    said = []
+    for stride in (1, 4):
+        head = heads.PyramidHead(5, stride, "float32")
+        params = head.init(jax.random.key(0), maps, (32, 32))
+        said.append(head.apply(params, maps, (32, 32)))
+    np.testing.assert_allclose(said[1], said[0][:, ::4, ::4], atol=1e-5)
+
+
+def test_the_pyramid_by_hand():
+    """Two maps of one pixel: W (x + V x; f)."""
+    small, large = jnp.full((1, 1, 1, 1), 2.0), jnp.full((1, 1, 1, 1), 5.0)
+    head = heads.PyramidHead(1, 1, "float32")
+    params = {
+        "params": {
+            "level0": {"kernel": jnp.array([[3.0]])},
+            "level1": {"kernel": jnp.array([[0.5], [10.0]])},
+        }
+    }
+    found = head.apply(params, (small, large), (1, 1))
+    np.testing.assert_allclose(found, [[[[0.5 * (2 + 3 * 2) + 10 * 5]]]])
+
+
+def test_averages_over_a_coarse_grid():
+    rows = jnp.arange(24.0).reshape(1, 4, 6, 1)
+    found = np.asarray(reconstruction.averaged(rows, 2)).reshape(2, 2)
+    expected = np.arange(24.0).reshape(2, 2, 2, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(found, expected)
+    few = reconstruction.averaged(rows, 100)  # no more cells than pixels
+    np.testing.assert_allclose(few, np.arange(24.0)[None])
+    uneven = np.asarray(reconstruction.averaged(jnp.arange(5.0).reshape(1, 5, 1, 1), 2))
+    np.testing.assert_allclose(uneven, [[1.0, 3.0]])  # 0..2 and 2..4, as adaptive pools
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"supervised_weight": -1.0}, "supervised_weight is -1.0; expected >= 0"),
+        ({"contrast_temperature": 0.0}, "contrast_temperature is 0.0; expected > 0"),
+        ({"num_queries": 0}, "num_queries is 0; expected 1 or more"),
+        ({"entropy_steps": 0}, "entropy_steps is 0; expected 1 or more"),
+        ({"entropy_percent": 51.0}, r"entropy_percent is 51.0; expected 0\.\.50"),
+        ({"key_rule": "any"}, "key_rule is 'any'; expected one of: other_class, code"),
+        ({"neighbours": 6}, "pool_size is 5; expected method.neighbours, 6, or more"),
+        ({"query_threshold": 2.0}, r"query_threshold is 2.0; expected 0\.\.1"),
+        ({"sampler": "even"}, "sampler is 'even'; expected one of: naive, stratified"),
+        ({"sampler_cells": (0, 4)}, r"sampler_cells is \(0, 4\); expected"),
+        ({"warp": {}}, "method.warp needs the setting"),
+        ({"warp": STILL | {"angle": 3.0}}, "method.warp.*'angle'"),
+        ({"warp": STILL | {"scale": (0.0, 1.0)}}, r"warp.scale is \(0.0, 1.0\)"),
+        ({"warp": STILL | {"degrees": (5.0, 1.0)}}, "warp.degrees is"),
+        ({"warp": STILL | {"mirror_probability": 2.0}}, "warp.mirror_probability is"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(change, said):
+    with pytest.raises(UserError, match=said) as caught:
+        make("mona", **change)
+    assert "\n" not in str(caught.value)
