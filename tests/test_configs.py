@@ -45,12 +45,17 @@ FIRST = {
     "action": "action_global",
     "action_pp": "action_local",
     "pcl_action_pp": "pcl",
+    "mona": "action_local",
+    "arco": "action_local",
+    "arco_code": "action_local",
+    "pcl_arco": "pcl",
 }
 # Arms with a stage in the middle, and its method.
 MIDDLE = {
     "gcl_local": "gcl_local",
     "action": "action_local",
     "pcl_action_pp": "action_local",
+    "pcl_arco": "action_local",
 }
 # Arms without pre-training, and their method.
 SCRATCH = {
@@ -170,6 +175,8 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
         assert f"method {FIRST.get(arm, arm)}," in stages["pretrain"]
     if arm in MIDDLE:
         assert f"method {MIDDLE[arm]}," in stages["local"]
+    if "arco" in arm or arm == "mona":
+        assert "method mona," in stages["finetune"]
     if "action" in arm:
         method = arm.removeprefix("pcl_")
         assert f"method {method}," in stages["finetune"]

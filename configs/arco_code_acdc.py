@@ -1,0 +1,27 @@
+r"""ARCO on ACDC (cine MRI), as the authors' code computes it, to compare with.
+
+python -m pclseg.main --config=configs/arco_code_acdc.py --config.data.raw_dir=DIR \
+    --workdir=runs/arco_code_acdc
+
+Their draws, keys, temperatures, pixels of L_unsup and teacher; what cannot be wanted,
+such as a neighbour term without gradient, is as in `mona_acdc.py`, see
+docs/methods/arco.md.
+"""
+
+import ml_collections
+
+from pclseg.config import sibling
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; `arg` as in `pcl_acdc.py`."""
+    config = sibling(__file__, "mona_acdc.py", arg)
+    config.arm = "arco_code"
+    config.pretrain.method.teacher_temperature = (0.1, 0.1)
+    config.pretrain.method.teacher_mode = "train"
+    method = config.finetune.method
+    method.sampler = "folded"
+    method.key_rule = "code"
+    method.pseudo_pixels = "wrong"
+    method.teacher_mode = "train"
+    return config
