@@ -162,7 +162,7 @@ AUGMENTED = ("pcl", "supervised")
 # The same methods on the U-Net that drops out features, row by row.
 DROPPING = {
     f"{name}_drops": name
-    for name in ("pcl", "pirl", "rotation", "tcsm", "action_local", "action_pp", "mona")
+    for name in ("pcl", "pirl", "rotation", "tcsm", "action_local", "action_pp")
 }
 SETTINGS |= {name: SETTINGS[plain] for name, plain in DROPPING.items()}
 FILES = {"pcl_exact": "pcl", "pcl_concat": "pcl", **DROPPING}
@@ -179,7 +179,10 @@ MODELS = {
     ),
     "action": ("unet2d_dense", {"out_dim": 8, "num_classes": 3, "stride": 2}),
     "action_pp": ("unet2d_dense", {"out_dim": 8, "num_classes": 3, "stride": 2}),
-    "mona": ("unet2d_pyramid", {"out_dim": 8, "num_classes": 3, "stride": 2}),
+    "mona": (
+        "unet2d_pyramid",
+        {"out_dim": 8, "num_classes": 3, "stride": 2, "backbone": "ssl4mis"},
+    ),
 }
 
 

@@ -59,7 +59,8 @@ def reconstruction(
       before the loss;
     - L_eqv, `masked_kl`: what the student says of warped slices, the unlabelled ones in
       another strong view, against what it says of them as they are, warped alike,
-      without gradient; on pixels that are not background and sure;
+      without gradient; on pixels that are not background and sure. The two streams pass
+      one after the other, as they do unwarped;
     - L_nn, `neighbour_distance`: unlabelled slices, as maps of embeddings averaged over
       a coarse grid, are drawn to the most similar ones of a pool that holds what the
       teacher said of earlier slices.
@@ -194,26 +195,31 @@ def reconstruction(
         streams: Sequence[Stream], passes: Passes, moving: Moving, key: Array
     ) -> tuple[Array, Moving]:
         """L_eqv of this device, and what its pass moved."""
-        labelled, rest = streams
-        strong_key, all_key, *warp_keys = jax.random.split(key, 4)
-        rows = [parallel.row_ids(len(stream.images), axis_name) for stream in streams]
-        other, _ = strengthen(sample_keys(strong_key, rows[1]), rest.before, None)
-        keys = jnp.concatenate(
-            [sample_keys(key, ids) for key, ids in zip(warp_keys, rows, strict=True)]
-        )
-        height, width = labelled.label.shape[1:]
-        where = draw_warps(ranges, all_key, keys, (height, width))
-        images = warped(jnp.concatenate([labelled.images, other]), where)
-        logits, moving = passes.student(moving, images, 5, None)
-        label, confidence, reference = (
-            jnp.concatenate([stream[field] for stream in map(Stream._asdict, streams)])
-            for field in ("label", "confidence", "logits")
-        )
-        object_ = (label > 0) & (label < model.num_classes)
-        mask = (object_ & (confidence >= sure_threshold)).astype(logits.dtype)
-        reference = jax.lax.stop_gradient(reference)
-        moved = warped(jnp.concatenate([reference, mask[..., None]], axis=-1), where)
-        return masked_kl(moved[..., :-1], logits, moved[..., -1]).mean(), moving
+        strong_key, all_key, *stream_keys = jax.random.split(key, 4)
+        height, width = streams[0].label.shape[1:]
+        values = []
+        for number, (stream, stream_key) in enumerate(
+            zip(streams, stream_keys, strict=True)
+        ):
+            rows = parallel.row_ids(len(stream.images), axis_name)
+            images = stream.images
+            if number:
+                images, _ = strengthen(
+                    sample_keys(strong_key, rows), stream.before, None
+                )
+            keys = sample_keys(stream_key, rows)
+            where = draw_warps(ranges, all_key, keys, (height, width))
+            # Each by itself: rows are then those of its stream on every device.
+            logits, moving = passes.student(
+                moving, warped(images, where), 5 + number, None
+            )
+            is_object = (stream.label > 0) & (stream.label < model.num_classes)
+            sure = is_object & (stream.confidence >= sure_threshold)
+            known = jax.lax.stop_gradient(stream.logits)
+            mask = sure[..., None].astype(known.dtype)
+            there = warped(jnp.concatenate([known, mask], axis=-1), where)
+            values.append(masked_kl(there[..., :-1], logits, there[..., -1]))
+        return jnp.concatenate(values).mean(), moving
 
     def loss(
         labelled: Stream,
