@@ -1,4 +1,4 @@
-"""A training step of every stage of ACTION and ACTION++ against a supervised one.
+"""A training step of every stage of ACTION and its kin against a supervised one.
 
 python benchmarks/semi.py [--size cpu|paper] [--out FILE]
 
@@ -26,6 +26,8 @@ STAGES = (
     ("action", "local"),
     ("action", "finetune"),
     ("action_pp", "finetune"),
+    ("mona", "finetune"),
+    ("arco", "finetune"),
 )
 CLASSES = 4
 

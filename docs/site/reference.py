@@ -20,6 +20,7 @@ from pclseg.models import unet2d
 from pclseg.parts.anatomical import anatomical_term
 from pclseg.parts.distillation import distillation
 from pclseg.parts.pseudo_labels import pseudo_labelled
+from pclseg.parts.reconstruction import reconstruction
 from pclseg.parts.two_views import two_views
 from pclseg.train import optimizer
 
@@ -175,6 +176,7 @@ def _modules(package: Any) -> Iterator[str]:
             distillation,
             pseudo_labelled,
             anatomical_term,
+            reconstruction,
             action_pp.pull_to_centres,
             make,
         )
