@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pclseg.losses import tail
+from pclseg.losses import sampling, tail
 from pclseg.losses.anatomical import confusion_probs, info_nce_of
 from pclseg.losses.contrastive import unit_length
 from pclseg.losses.distillation import (
@@ -20,6 +20,7 @@ from pclseg.losses.segmentation import cross_entropy, dice_loss, dice_sums
 from pclseg.parts import bank as banks
 from pclseg.parts import warp
 from pclseg.parts.pseudo_labels import pseudo_cross_entropy
+from pclseg.parts.sampler import draw_of
 
 
 @pytest.fixture(autouse=True)
@@ -526,3 +527,50 @@ def test_banks_of_classes_are_first_in_first_out():  # M14
         one = banks.pushed(one, key=rows)
         order = (int(one.next) - int(one.filled) + np.arange(int(one.filled))) % 3
         close(one.rows["key"][order, 0], expected)
+
+
+@pytest.mark.parametrize("how", ["stratified", "antithetic"])
+def test_contrast_and_its_gradient_vary_less(how):  # ARCO, test 9
+    """Of features that are smooth in the slice, over 200 draws of the queries.
+
+    The gradient is summed over the cells of the grid: weights that all pixels share see
+    such sums, not single pixels.
+    """
+    row, column = np.mgrid[:16, :16] / 16
+    waves = [
+        f(np.pi * (a * row + b * column))
+        for f in (np.sin, np.cos)
+        for a, b in ((1, 0), (0, 1), (1, 1), (2, 1))
+    ]
+    features = jnp.asarray(np.stack(waves, axis=-1).reshape(256, 8))
+    label = jnp.asarray((row + column > 1).astype(int).reshape(256))
+    bank = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 8)))
+
+    def moments(draw):
+        def value(features, key):
+            return tail.tail_contrast(
+                features,
+                features,
+                label,
+                label,
+                bank,
+                jnp.ones(2, int),
+                key,
+                num_queries=32,
+                num_negatives=8,
+                temperature=0.5,
+                draw=draw,
+            )
+
+        keys = jax.random.split(jax.random.key(0), 200)
+        both = jax.jit(jax.vmap(jax.value_and_grad(value), in_axes=(None, 0)))
+        values, grads = both(features, keys)
+        around = grads.reshape(200, 4, 4, 4, 4, 8).sum(axis=(2, 4))
+        return values, float(around.var(axis=0).sum())
+
+    plain, plain_gradient = moments(sampling.naive)
+    values, gradient = moments(draw_of(how, (4, 4), [(1, 16, 16)]))
+    assert values.var() < 0.5 * plain.var()
+    assert gradient < 0.5 * plain_gradient
+    error = np.sqrt((values.var() + plain.var()) / 200)
+    assert abs(float(values.mean() - plain.mean())) < 4 * error
