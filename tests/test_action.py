@@ -57,7 +57,7 @@ ACTION = dict(
     num_anchors=8,
     num_negatives=16,
     sampler="naive",
-    sampler_cells=(4, 4),
+    sampler_cells=(2, 2),
     sure_threshold=0.3,
     hard_threshold=0.97,
     teacher_momentum=0.9,
@@ -133,9 +133,11 @@ class Network(nn.Module):
 
     Attributes:
         windows: whether it distils the two halves of its logits too.
+        asymmetric: what the features of a teacher are multiplied with.
     """
 
     windows: bool = False
+    asymmetric: float = 1.0
     num_classes: int = CLASSES
     stride: int = 2
 
@@ -158,7 +160,8 @@ class Network(nn.Module):
         return self.last(x), self.head(x[:, ::s, ::s])
 
     def taught(self, images, train):
-        return self.dense(images, train)
+        logits, features = self.dense(images, train)
+        return logits, self.asymmetric * features
 
     def as_teacher(self, images, train):
         x = self.features(images, train)

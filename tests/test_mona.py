@@ -75,6 +75,63 @@ def test_slices_that_are_not_warped_agree_with_themselves():
     assert abs(float(said["equivariance"])) < 1e-6
 
 
+@pytest.mark.parametrize("turned", [0.0, 1.0])
+def test_labels_and_logits_are_warped_as_the_image_is(turned):
+    """Mirrored, a network of single pixels says the same, in the mirrored place."""
+    mirror = STILL | {"mirror_probability": turned}
+    method = make("mona", model=Plain(), strong={"name": "none"}, warp=mirror)
+    tx, data = optax.sgd(0.1), batch(method)
+    state = init_state(method, tx, jax.random.key(1), data)
+    _, said = jax.jit(make_train_step(method, tx, None))(state, data, jax.random.key(2))
+    assert abs(float(said["equivariance"])) < 1e-6
+
+
+def test_only_objects_and_sure_pixels_must_agree():
+    """Of background alone, or of nothing sure, nothing is asked."""
+    data = batch(make("mona"))
+    values = []
+    for label, threshold in ((0, 1.0), (1, 1.0)):
+        method = make("mona", sure_threshold=threshold)
+        data["label"] = np.full_like(data["label"], label)
+        state = init_state(method, optax.sgd(0.1), jax.random.key(1), data)
+        step = jax.jit(make_train_step(method, optax.sgd(0.1), None))
+        values.append(float(step(state, data, jax.random.key(2))[1]["equivariance"]))
+    assert values[0] == 0 < values[1]  # labels are sure, pseudo-labels are not
+
+
+def test_the_warped_view_of_unlabelled_slices_is_another_strong_one():
+    """Without warps and normalisation only that is left to disagree about."""
+    method = make("mona", model=Plain(), warp=STILL, mix_mode="none")
+    tx, data = optax.sgd(0.1), batch(method)
+    data["label"] = np.zeros_like(data["label"])  # labelled slices ask for nothing
+    state = init_state(method, tx, jax.random.key(1), data)
+    _, said = jax.jit(make_train_step(method, tx, None))(state, data, jax.random.key(2))
+    assert float(said["equivariance"]) > 1e-6
+
+
+def test_the_share_of_sure_pixels_falls_in_a_straight_line():  # M5
+    term = []
+    for step in (0, 47, 93, 200):
+        percent = reconstruction.percent_at(jnp.int32(step), first=20.0, steps=94)
+        term.append(float(percent))
+    np.testing.assert_allclose(term, (20, 10, 0.212765957447, 0), rtol=1e-5)
+
+
+def test_what_is_kept_of_the_teacher_is_what_it_says_as_one():
+    """Not what the student would say with its predictor."""
+    kept = []
+    for factor in (1.0, 3.0):
+        method = make("mona", model=Network(asymmetric=factor))
+        tx, data = optax.sgd(0.1), batch(method)
+        state = init_state(method, tx, jax.random.key(1), data)
+        step = jax.jit(make_train_step(method, tx, None))
+        own = step(state, data, jax.random.key(2))[0].method_state["reconstruction"]
+        kept.append((own["pool"].rows["key"], own["banks"].rows["key"]))
+    for plain, tripled in zip(*kept, strict=True):
+        np.testing.assert_allclose(3 * plain, tripled, rtol=1e-4, atol=1e-6)
+        assert np.abs(plain).max() > 0
+
+
 def test_a_network_that_sees_around_a_pixel_notices_warps():
     class Wide(Plain):
         def setup(self):

@@ -228,7 +228,7 @@ def chosen(label, percent=0.0, rule="code", probs=PROBS, known=4, entropy=None):
     )
 
 
-def contrast(label, bank):
+def contrast(label, bank, queries=None):
     """Of the labelled pixels alone, as in M8."""
     of_all = chosen(np.tile(label, 2), probs=PROBS)
     taught = jnp.asarray(np.concatenate([TAUGHT, TAUGHT_U]))
@@ -237,7 +237,7 @@ def contrast(label, bank):
         tail.tail_contrast(
             jnp.asarray(np.concatenate([STUDENT, STUDENT])),
             taught,
-            jnp.concatenate([of_all.queries[:4], none]),
+            jnp.concatenate([of_all.queries[:4] if queries is None else queries, none]),
             jnp.concatenate([jnp.asarray(label), none]),
             jnp.asarray(bank)[:, None],
             jnp.ones(4, int),
@@ -263,10 +263,40 @@ def test_an_absent_class_does_not_shift_the_others():
     close(contrast(np.array([0, 0, 2, 3]), np.zeros((4, 2))), 1.720981646916)
 
 
-def test_losses_of_classes():
-    """Each with the mean of two classes alone: its own and another."""
+@pytest.mark.parametrize("kind", range(4))
+def test_losses_of_classes(kind):
+    """Of one class with queries among four with a mean, a quarter."""
     expected = 1.760054346334, 1.163875511986, 0.390939923500, 2.790991787951
-    close(contrast(np.arange(4), TAUGHT_U), np.mean(expected))
+    found = contrast(
+        np.arange(4), TAUGHT_U, queries=np.where(np.arange(4) == kind, kind, 4)
+    )
+    close(4 * found, expected[kind])
+
+
+def test_negatives_are_drawn_from_what_is_there_alone():
+    rng = np.random.default_rng(0)
+    r, taught = rng.normal(size=(2, 6, 3))
+    bank = rng.normal(size=(3, 5, 3))
+    label = jnp.asarray([0, 0, 1, 1, 2, 2])
+    values = []
+    for rubbish in (0.0, 7.0):
+        for kind, filled in enumerate((1, 2, 3)):
+            bank[kind, filled:] = rubbish * rng.normal(size=(5 - filled, 3))
+        values.append(
+            tail.tail_contrast(
+                jnp.asarray(r),
+                jnp.asarray(taught),
+                label,
+                label,
+                jnp.asarray(bank),
+                jnp.asarray([1, 2, 3]),
+                jax.random.key(0),
+                num_queries=16,
+                num_negatives=50,
+                temperature=0.5,
+            )
+        )
+    close(*values)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 4, 5])
@@ -494,6 +524,19 @@ def test_no_warp_leaves_slices_alone_and_a_mirror_turns_them():
         ranges = warp.make_warp(dict(STILL, mirror_probability=share))
         where = warp.draw_warps(ranges, jax.random.key(1), keys, (6, 7))
         close(warp.warped(images, where), expected, 1e-4)
+
+
+def test_slices_that_are_not_square_are_turned_and_not_sheared():
+    ranges = warp.make_warp(dict(STILL, degrees=(60.0, 60.0)))
+    keys = jax.random.split(jax.random.key(0), 1)
+    where = np.asarray(warp.draw_warps(ranges, jax.random.key(1), keys, (64, 128)))[0]
+    right, down = (
+        where[:, 30, 61] - where[:, 30, 60],
+        where[:, 31, 60] - where[:, 30, 60],
+    )
+    np.testing.assert_allclose(np.hypot(*right), 1, atol=0.02)
+    np.testing.assert_allclose(np.hypot(*down), 1, atol=0.02)
+    np.testing.assert_allclose(right @ down, 0, atol=0.02)
 
 
 def test_warps_are_drawn_in_their_ranges():

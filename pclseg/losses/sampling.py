@@ -105,7 +105,8 @@ def stratified(
     The pixels of a class are ranked by stratum, and in a stratum by their number. Of n
     draws the j-th is for the stratum with the rank floor((j + U) N / n) of N, one U in
     [0, 1) for all j, so a stratum with c pixels expects n c / N draws, and gets that
-    many up to one.
+    many up to one. Have n at least as many as strata: fewer are not spread by chance
+    but evenly over their list, and may all fall into one column of a grid.
 
     With `antithetic` there are n / 2 such draws, each followed by its mirror image, the
     pixel of the same stratum whose rank counted from the end is the same. In a full
@@ -170,7 +171,9 @@ def folded(
     all_members = members(classes, num_classes)
     count = all_members.count[:, None]
     edge = jnp.round(jnp.sqrt(count.astype(jnp.float32))).astype(jnp.int32)
-    per_cell = (number * edge**2 // jnp.maximum(count, 1)) // side**2
+    over = edge**2 - count
+    fitting = number + number * over // jnp.maximum(count, 1)  # n e^2 // N, in int32
+    per_cell = fitting // side**2
     drawn_per_cell = per_cell // 2 if antithetic else per_cell
     row_key, column_key, even_key = jax.random.split(key, 3)
     shape = (num_classes, number)
@@ -209,26 +212,21 @@ def _below(uniform: Array, count: Array) -> Array:
     return jnp.clip(place, 0, jnp.maximum(count - 1, 0))  # u n may round up to n
 
 
-def grid_strata(
-    rows: int, shape: tuple[int, int], cells: tuple[int, int]
-) -> np.ndarray:
-    """The cells of a grid that is laid on every slice, as strata of its pixels.
+def grid_strata(shape: tuple[int, int], cells: tuple[int, int]) -> np.ndarray:
+    """The cells of a grid that is laid on a slice, as strata of its pixels.
 
     Args:
-        rows: R slices.
-        shape: (H, W) of a slice.
+        shape: (H, W) of the slice.
         cells: how many of them along the two axes; as equal as can be.
 
     Returns:
-        [R H W] int32 in 0..M-1, M = R * product of `cells`; pixels row by row.
+        [H W] int32 in 0..M-1, M the product of `cells`; pixels row by row.
     """
     row, column = (
         np.arange(size) * number // size
         for size, number in zip(shape, cells, strict=True)
     )
-    of_slice = row[:, None] * cells[1] + column[None, :]
-    first = np.arange(rows)[:, None, None] * (cells[0] * cells[1])
-    return (first + of_slice).astype(np.int32).reshape(-1)
+    return (row[:, None] * cells[1] + column[None, :]).astype(np.int32).reshape(-1)
 
 
 class Variances(NamedTuple):

@@ -31,7 +31,7 @@ from pclseg.parts.pseudo_labels import (
     Term,
     pseudo_labelled,
 )
-from pclseg.parts.sampler import draw_of
+from pclseg.parts.sampler import check_sampler, draw_of
 from pclseg.parts.settings import require
 from pclseg.parts.temperature import schedule
 from pclseg.state import Tree
@@ -110,6 +110,7 @@ def make(
             axis_name=axis_name,
             sampler=sampler,
             sampler_cells=sampler_cells,
+            number=labelled_anchors,
         ),
     }
     return pseudo_labelled(
@@ -167,8 +168,19 @@ def labelled_term(
     axis_name: str | None,
     sampler: str,
     sampler_cells: Sequence[int],
+    number: int,
 ) -> Term:
-    """The term of a contrast of labelled pixels, which the teacher sees as they are."""
+    """The term of a contrast of labelled pixels, which the teacher sees as they are.
+
+    Args:
+        contrast: that it adds.
+        model: that of `pseudo_labelled`.
+        axis_name: of the pmapped step, or None.
+        sampler: how its anchors are drawn, of `sampler.SAMPLERS`.
+        sampler_cells: (rows, columns) of its grid on a slice.
+        number: of the anchors of a class.
+    """
+    check_sampler(sampler, sampler_cells, number)
 
     def loss(
         labelled: Stream,

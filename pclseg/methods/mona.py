@@ -50,7 +50,7 @@ def make(
     """L_sup + L_unsup + L_contrast + L_eqv + L_nn, each with its weight.
 
     The arguments are those of `pseudo_labelled` and `reconstruction`; the model is
-    "unet2d_pyramid".
+    "unet2d_pyramid" ("unet2d_dense" has another head, and no predictor).
     """
     term = reconstruction(
         model=model,

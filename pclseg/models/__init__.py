@@ -40,4 +40,7 @@ def make(name: str, **kwargs: Any) -> nn.Module:
         raise UserError(
             f"model.dtype is {kwargs['dtype']!r}; expected one of: {known}."
         )
+    stride = kwargs.get("stride", 1)
+    if isinstance(stride, int) and stride < 1:
+        raise UserError(f"model.stride is {stride}; expected 1 or more pixels.")
     return checked_call(_MODELS[name], f"model {name!r}", **kwargs)

@@ -55,7 +55,7 @@ def anatomical_term(
     require("num_anchors", num_anchors, "1 or more", num_anchors >= 1)
     require("num_negatives", num_negatives, "1 or more", num_negatives >= 1)
     require("sure_threshold", sure_threshold, "0..1", 0 <= sure_threshold <= 1)
-    check_sampler(sampler, sampler_cells)
+    check_sampler(sampler, sampler_cells, num_anchors)
     temperature_at = schedule(
         "contrast_temperature", contrast_temperature, period=temperature_period
     )

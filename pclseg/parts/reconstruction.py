@@ -125,7 +125,7 @@ def reconstruction(
     require("entropy_percent", entropy_percent, "0..50", holds)
     known = key_rule in tail.RULES
     require("key_rule", repr(key_rule), f"one of: {', '.join(tail.RULES)}", known)
-    check_sampler(sampler, sampler_cells)
+    check_sampler(sampler, sampler_cells, num_queries)
     strengthen, ranges = strong_view(strong), make_warp(warp)
 
     def init(features: Array) -> Tree:
@@ -154,7 +154,7 @@ def reconstruction(
         ]
         parts = [parallel.all_gather(part, axis_name) for part in parts]
         pixels = jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
-        percent = entropy_percent * jnp.maximum(1 - step / entropy_steps, 0.0)
+        percent = percent_at(step, first=entropy_percent, steps=entropy_steps)
         chosen = tail.candidates(
             pixels.label,
             pixels.is_labelled,
@@ -255,6 +255,11 @@ def reconstruction(
         return Said(value, {"banks": banks, "pool": pool}, moving, metrics)
 
     return Term(init, loss)
+
+
+def percent_at(step: Array, *, first: float, steps: int) -> Array:
+    """From `first` at step 0 to 0 at `steps` and beyond, in a straight line."""
+    return first * jnp.maximum(1 - step / steps, 0.0)
 
 
 class Pixels(NamedTuple):

@@ -1,6 +1,7 @@
 """The settings of a draw of pixels: `sampler` and `sampler_cells`."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,13 +13,20 @@ from pclseg.parts.settings import require
 SAMPLERS = ("naive", "stratified", "antithetic", "folded", "folded_antithetic")
 
 
-def check_sampler(sampler: str, sampler_cells: Sequence[int]) -> None:
-    """Raises UserError unless there is such a draw, on such a grid."""
+def check_sampler(sampler: str, sampler_cells: Sequence[int], number: int) -> None:
+    """Raises UserError unless there is such a draw of so many, on such a grid."""
     known = sampler in SAMPLERS
     require("sampler", repr(sampler), f"one of: {', '.join(SAMPLERS)}", known)
     holds = len(sampler_cells) == 2 and min(sampler_cells) >= 1
     expected = "(rows, columns) of 1 or more cells"
     require("sampler_cells", tuple(sampler_cells), expected, holds)
+    slots = {"stratified": number, "antithetic": number // 2}.get(sampler)
+    if slots is not None:
+        fits = math.prod(sampler_cells) <= slots
+        expected = f"a grid of at most {slots} cells, as many as draws of a class"
+        if sampler == "antithetic":
+            expected += " in pairs"
+        require("sampler_cells", tuple(sampler_cells), expected, fits)
 
 
 def draw_of(
@@ -29,7 +37,7 @@ def draw_of(
     Args:
         sampler: of `SAMPLERS`; see `sampling.naive`, `stratified` and `folded`.
         sampler_cells: of the grid that "stratified" and "antithetic" lay on every
-            slice.
+            slice; a stratum is a cell of all slices together.
         streams: (R, H, W) of one or more arrays of slices, in turn.
     """
     if sampler == "naive":
@@ -38,15 +46,13 @@ def draw_of(
     if sampler.startswith("folded"):
         return functools.partial(sampling.folded, antithetic=antithetic)
     rows, columns = sampler_cells
-    strata, total = [], 0
-    for slices, height, width in streams:
-        strata.append(
-            total + sampling.grid_strata(slices, (height, width), (rows, columns))
-        )
-        total += slices * rows * columns
+    strata = [
+        np.tile(sampling.grid_strata((height, width), (rows, columns)), slices)
+        for slices, height, width in streams
+    ]
     return functools.partial(
         sampling.stratified,
         strata=np.concatenate(strata),
-        num_strata=total,
+        num_strata=rows * columns,
         antithetic=antithetic,
     )

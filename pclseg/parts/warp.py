@@ -28,7 +28,7 @@ class Warp(NamedTuple):
     Attributes:
         degrees: (low, high) of the rotation.
         scale: 0 < low <= high, above 1 the object shrinks.
-        shift: of either axis, at most so much, in half sides of a slice.
+        shift: along either axis, at most so much, in halves of the longer side.
         jitter: of every control point, likewise.
         mirror_probability: that all slices of a step are mirrored, left to right.
     """
@@ -75,6 +75,9 @@ def draw_warps(warp: Warp, key: Array, keys: Array, shape: tuple[int, int]) -> A
         [B, 2, H, W] float32, row and column in pixels.
     """
     mirrored = jax.random.uniform(key) < warp.mirror_probability
+    # In units in which pixels are square, also where the slice is not.
+    sides = jnp.asarray([shape[1], shape[0]], jnp.float32)
+    sides = (sides / sides.max())[None]
 
     def one(key: Array) -> Array:
         number_key, jitter_key = jax.random.split(key)
@@ -82,12 +85,12 @@ def draw_warps(warp: Warp, key: Array, keys: Array, shape: tuple[int, int]) -> A
         points = jnp.asarray(control_points(), jnp.float32)
         jitter = jax.random.uniform(jitter_key, points.shape, minval=-1.0)
         moved = similar(
-            points + warp.jitter * jitter,
+            (points + warp.jitter * jitter) * sides,
             jnp.deg2rad(_between(warp.degrees, u[0])),
             _between(warp.scale, u[1]),
             warp.shift * (2 * u[2:] - 1),
         )
-        return places(moved, shape)
+        return places(moved / sides, shape)
 
     where = jax.vmap(one)(keys)
     return jnp.where(mirrored, where[..., ::-1], where)
@@ -130,7 +133,7 @@ def places(moved: Array, shape: tuple[int, int]) -> Array:
     return jnp.stack([row, column]).reshape(2, height, width)
 
 
-@functools.cache
+@functools.lru_cache(16)
 def _spline(shape: tuple[int, int]) -> np.ndarray:
     """[H W, 25] float64: how much of every control point's place a pixel takes.
 
@@ -143,7 +146,9 @@ def _spline(shape: tuple[int, int]) -> np.ndarray:
     affine = np.hstack([np.ones((len(points), 1)), points])
     system = np.block([[_bend(points, points), affine], [affine.T, np.zeros((3, 3))]])
     basis = np.hstack([_bend(pixels, points), np.ones((len(pixels), 1)), pixels])
-    return basis @ np.linalg.inv(system)[:, : len(points)]
+    weights = basis @ np.linalg.inv(system)[:, : len(points)]
+    weights.flags.writeable = False
+    return weights
 
 
 def _bend(from_: np.ndarray, to: np.ndarray) -> np.ndarray:
