@@ -95,7 +95,7 @@ def measured(run: Path) -> list[dict[str, Any]]:
     )
     stride = config.finetune.model.stride
     label = np.asarray(batch["label"])[:, ::stride, ::stride]
-    banks = state.method_state["reconstruction"]["banks"]
+    banks = state.method_state["tail"]["banks"]
     features, taught = (x.reshape(-1, x.shape[-1]) for x in (features, taught))
     flat = jnp.asarray(label.reshape(-1))
     names = outline.dataset.class_names

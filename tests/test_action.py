@@ -22,8 +22,8 @@ from pclseg.models import heads, layers
 from pclseg.models.layers import BatchNorm
 from pclseg.models.unet2d_semi import Said
 from pclseg.parts import bank, ema
-from pclseg.parts.pixels import embedded_pixels
-from pclseg.parts.pseudo_labels import pseudo_cross_entropy
+from pclseg.parts.pixels import Pixels, pixels_of, prob_of_label
+from pclseg.parts.pseudo_labels import Stream, pseudo_cross_entropy
 from pclseg.parts.supervision import labelled_loss
 from pclseg.train.step import init_state, make_train_step
 
@@ -479,13 +479,14 @@ def test_embedded_pixels_are_those_of_the_stride():
     features = rng.normal(size=(2, 3, 2, 5)).astype(np.float32)
     logits = rng.normal(size=(2, 6, 4, CLASSES)).astype(np.float32)
     label = rng.integers(0, CLASSES + 1, (2, 6, 4))
-    found, labels, probs = embedded_pixels(
-        jnp.asarray(features),
-        jnp.asarray(logits),
-        jnp.asarray(label),
-        stride=2,
-        axis_name=None,
-    )
+    none = jnp.zeros(0)
+    stream = Stream(none, none, *map(jnp.asarray, (label, label, logits, features)))
+    pixels = pixels_of(stream, stride=2, axis_name=None)
+    assert pixels.taught == ()
+    stream = stream._replace(taught=(stream.logits, stream.features))
+    taught, taught_probs = pixels_of(stream, stride=2, axis_name=None).taught
+    np.testing.assert_array_equal(taught, pixels.features)
+    np.testing.assert_array_equal(taught_probs, pixels.probs)
     rows = []
     for image in range(2):
         for row in range(3):
@@ -501,9 +502,9 @@ def test_embedded_pixels_are_those_of_the_stride():
                     )
                 )
     expected = [np.stack(part) for part in zip(*rows, strict=True)]
-    np.testing.assert_array_equal(found, expected[0])
-    np.testing.assert_array_equal(labels, expected[1])
-    np.testing.assert_allclose(probs, expected[2], rtol=1e-5)
+    np.testing.assert_array_equal(pixels.features, expected[0])
+    np.testing.assert_array_equal(pixels.label, expected[1])
+    np.testing.assert_allclose(prob_of_label(pixels), expected[2], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["action", "action_pp", "mona"])
@@ -583,22 +584,43 @@ def sizes(jaxpr):
 # ACTION++.
 
 
-def test_anchors_are_drawn_from_their_class_and_below_a_probability():
-    label = jnp.asarray([0, 0, 0, 2, 2, 2])
-    prob = jnp.asarray([0.1, 0.9, 0.5, 0.9, 0.8, 0.95])
-    pixels = action_pp.LabelledPixels(
-        jnp.zeros((6, 2)), jnp.zeros((6, 2)), label, prob, sampling.naive
+def test_anchors_are_drawn_from_their_class():
+    drawn, found = action_pp.draw_anchors(
+        sampling.naive,
+        jnp.asarray([0, 3, 0, 2, 2, 2]),
+        jax.random.key(0),
+        num_classes=3,
+        number=50,
     )
-    draw = functools.partial(
-        action_pp.draw_anchors, pixels, jax.random.key(0), num_classes=3, number=50
-    )
-    drawn, found = draw(below=2.0)
     assert found.tolist() == [0] * 50 + [-1] * 50 + [2] * 50
-    assert set(np.asarray(drawn[:50])) == {0, 1, 2}
-    assert set(np.asarray(drawn[100:])) == {3, 4, 5}
-    drawn, found = draw(below=0.7)
-    assert found.tolist() == [0] * 50 + [-1] * 100
     assert set(np.asarray(drawn[:50])) == {0, 2}
+    assert set(np.asarray(drawn[100:])) == {3, 4, 5}
+
+
+def test_anchors_are_drawn_below_a_probability():
+    """Whose features alone are moved."""
+    probs = np.full((6, 3), 0.05)
+    label = np.array([0, 0, 0, 2, 2, 2])
+    probs[np.arange(6), label] = 0.1, 0.9, 0.5, 0.9, 0.8, 0.95
+    features = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+
+    def moved(below):
+        contrast = _labelled_contrast(1.0, anchors_below=below)
+
+        def value(features):
+            pixels = Pixels(
+                features,
+                jnp.asarray(label),
+                jnp.asarray(probs),
+                (features[::-1], jnp.asarray(probs)),
+            )
+            kept, key = contrast.init(8, 3), jax.random.key(0)
+            return contrast.loss(pixels, sampling.naive, kept, jnp.int32(0), key)[0]
+
+        return np.abs(jax.grad(value)(jnp.asarray(features))).max(axis=1) > 0
+
+    assert moved(2.0).all()
+    assert moved(0.7).tolist() == [True, False, True, False, False, False]
 
 
 def test_the_bank_takes_what_the_teacher_says_of_the_anchors():
@@ -650,15 +672,16 @@ def test_rare_classes_lie_apart_with_centres_and_are_found_no_less():  # P 11.9
         @jax.jit
         def step(weights, taught, kept, number):
             def value(weights):
-                pixels = action_pp.LabelledPixels(
-                    x @ weights,
-                    x @ taught,
-                    jnp.asarray(label),
-                    jnp.zeros(len(label)),
-                    sampling.naive,
+                pixels = Pixels(
+                    features=x @ weights,
+                    label=jnp.asarray(label),
+                    probs=jnp.zeros((len(label), 4)),
+                    taught=(x @ taught, jnp.zeros((len(label), 4))),
                 )
                 key = jax.random.fold_in(jax.random.key(1), number)
-                loss, after, _ = contrast.loss(pixels, kept, number, key)
+                loss, after, _ = contrast.loss(
+                    pixels, sampling.naive, kept, number, key
+                )
                 return loss, after
 
             grad, after = jax.grad(value, has_aux=True)(weights)
@@ -680,13 +703,13 @@ def test_rare_classes_lie_apart_with_centres_and_are_found_no_less():  # P 11.9
     assert tail >= plain_tail - 0.02
 
 
-def _labelled_contrast(centre_weight):
+def _labelled_contrast(centre_weight, anchors_below=2.0):
     return action_pp.pull_to_centres(
         labelled_weight=1.0,
         labelled_temperature=(0.3, 0.3),
         temperature_period=1,
         labelled_anchors=32,
-        anchors_below=2.0,
+        anchors_below=anchors_below,
         bank_size=512,
         centre_weight=centre_weight,
         centre_mode="mean",

@@ -16,7 +16,7 @@ from pclseg.data import slices
 from pclseg.errors import UserError
 from pclseg.losses.contrastive import collapse_value, unit_length
 from pclseg.methods.base import Aux, Method
-from pclseg.parts.two_views import warn_of_collapse
+from pclseg.parts.collapse import warn_of_collapse
 from pclseg.state import TrainState
 from pclseg.train.step import init_state, make_train_step
 

@@ -21,7 +21,8 @@ from test_action import (
 from pclseg import models
 from pclseg.errors import UserError
 from pclseg.models import heads
-from pclseg.parts import reconstruction
+from pclseg.parts.neighbours import averaged
+from pclseg.parts.tail import percent_at
 from pclseg.train.step import init_state, make_train_step
 
 STILL = dict(
@@ -112,7 +113,7 @@ def test_the_warped_view_of_unlabelled_slices_is_another_strong_one():
 def test_the_share_of_sure_pixels_falls_in_a_straight_line():  # M5
     term = []
     for step in (0, 47, 93, 200):
-        percent = reconstruction.percent_at(jnp.int32(step), first=20.0, steps=94)
+        percent = percent_at(jnp.int32(step), first=20.0, steps=94)
         term.append(float(percent))
     np.testing.assert_allclose(term, (20, 10, 0.212765957447, 0), rtol=1e-5)
 
@@ -125,8 +126,9 @@ def test_what_is_kept_of_the_teacher_is_what_it_says_as_one():
         tx, data = optax.sgd(0.1), batch(method)
         state = init_state(method, tx, jax.random.key(1), data)
         step = jax.jit(make_train_step(method, tx, None))
-        own = step(state, data, jax.random.key(2))[0].method_state["reconstruction"]
-        kept.append((own["pool"].rows["key"], own["banks"].rows["key"]))
+        own = step(state, data, jax.random.key(2))[0].method_state
+        pool, banks = own["neighbours"]["pool"], own["tail"]["banks"]
+        kept.append((pool.rows["key"], banks.rows["key"]))
     for plain, tripled in zip(*kept, strict=True):
         np.testing.assert_allclose(3 * plain, tripled, rtol=1e-4, atol=1e-6)
         assert np.abs(plain).max() > 0
@@ -175,7 +177,7 @@ def test_banks_hold_what_the_teacher_says_of_other_classes():
     probs = np.asarray(jax.nn.softmax(logits[:, ::2, ::2])).reshape(-1, CLASSES)
     label = data["label"][:, ::2, ::2].reshape(-1)
     label = np.concatenate([label, probs[len(label) :].argmax(axis=1)])
-    banks = after.method_state["reconstruction"]["banks"]
+    banks = after.method_state["tail"]["banks"]
     assert int(banks.filled.min()) > 0
     for kind in range(CLASSES):
         for row in np.asarray(banks.rows["key"][kind])[: int(banks.filled[kind])]:
@@ -188,14 +190,14 @@ def test_banks_hold_what_the_teacher_says_of_other_classes():
 def test_the_code_of_the_authors_has_a_row_of_zeros_in_its_banks():
     _, (before, after), _ = stepped("mona", key_rule="code")
     for state in (before, after):
-        banks = state.method_state["reconstruction"]["banks"]
+        banks = state.method_state["tail"]["banks"]
         assert banks.filled.tolist() == [1] * CLASSES  # of three classes none has keys
         assert not np.asarray(banks.rows["key"]).any()
 
 
 def test_the_pool_holds_unlabelled_slices_in_their_order():
     _, states, _ = stepped("mona", count=3)
-    pools = [state.method_state["reconstruction"]["pool"] for state in states]
+    pools = [state.method_state["neighbours"]["pool"] for state in states]
     assert [int(pool.filled) for pool in pools] == [0, 3, 5, 5]
     first = np.asarray(pools[1].rows["key"][:3])
     np.testing.assert_array_equal(pools[2].rows["key"][1:3], first[1:])
@@ -292,14 +294,24 @@ def test_the_pyramid_by_hand():
     np.testing.assert_allclose(found, [[[[0.5 * (2 + 3 * 2) + 10 * 5]]]])
 
 
+def test_pixels_that_are_embedded_alike_are_warned_of():
+    _, _, said = stepped("mona")
+    said = {key: float(value) for key, value in said[1].items()}
+    assert 0.1 < said["embedding_std"] < 1.5
+    assert make("mona").diagnose(said) is None
+    warning = make("mona").diagnose(said | {"embedding_std": 0.01})
+    assert "embedded alike (embedding_std 0.010" in warning
+    assert "neighbour_weight" in warning
+
+
 def test_averages_over_a_coarse_grid():
     rows = jnp.arange(24.0).reshape(1, 4, 6, 1)
-    found = np.asarray(reconstruction.averaged(rows, 2)).reshape(2, 2)
+    found = np.asarray(averaged(rows, 2)).reshape(2, 2)
     expected = np.arange(24.0).reshape(2, 2, 2, 3).mean(axis=(1, 3))
     np.testing.assert_allclose(found, expected)
-    few = reconstruction.averaged(rows, 100)  # no more cells than pixels
+    few = averaged(rows, 100)  # no more cells than pixels
     np.testing.assert_allclose(few, np.arange(24.0)[None])
-    uneven = np.asarray(reconstruction.averaged(jnp.arange(5.0).reshape(1, 5, 1, 1), 2))
+    uneven = np.asarray(averaged(jnp.arange(5.0).reshape(1, 5, 1, 1), 2))
     np.testing.assert_allclose(uneven, [[1.0, 3.0]])  # 0..2 and 2..4, as adaptive pools
 
 

@@ -19,8 +19,10 @@ from pclseg.methods import action_pp, pcl, tcsm
 from pclseg.models import unet2d
 from pclseg.parts.anatomical import anatomical_term
 from pclseg.parts.distillation import distillation
+from pclseg.parts.equivariance import equivariance_term
+from pclseg.parts.neighbours import neighbour_term
 from pclseg.parts.pseudo_labels import pseudo_labelled
-from pclseg.parts.reconstruction import reconstruction
+from pclseg.parts.tail import tail_term
 from pclseg.parts.two_views import two_views
 from pclseg.train import optimizer
 
@@ -176,7 +178,9 @@ def _modules(package: Any) -> Iterator[str]:
             distillation,
             pseudo_labelled,
             anatomical_term,
-            reconstruction,
+            tail_term,
+            equivariance_term,
+            neighbour_term,
             action_pp.pull_to_centres,
             make,
         )

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from pclseg import parallel
 from pclseg.augment import Augment
 from pclseg.losses.centres import (
     assigned_centres,
@@ -22,12 +21,11 @@ from pclseg.losses.sampling import Draw
 from pclseg.methods.base import Array, Method
 from pclseg.parts import bank
 from pclseg.parts.anatomical import anatomical_term
-from pclseg.parts.pixels import embedded_pixels, in_one_row, shape_of_all
+from pclseg.parts.pixels import Pixels, pixels_of, prob_of_label, shape_of_all
 from pclseg.parts.pseudo_labels import (
-    Moving,
-    Passes,
     Said,
     Stream,
+    Student,
     Term,
     pseudo_labelled,
 )
@@ -129,35 +127,18 @@ def make(
     )
 
 
-class LabelledPixels(NamedTuple):
-    """The labelled pixels of the global batch that are embedded, in one row.
-
-    Attributes:
-        features: [N, D] float, the student's, of any length.
-        taught: [N, D] float, the teacher's.
-        label: [N] integer class ids in 0..K-1.
-        prob: [N] float32, the student's probability of that class.
-        draw: of pixels of every class.
-    """
-
-    features: Array
-    taught: Array
-    label: Array
-    prob: Array
-    draw: Draw
-
-
 class LabelledContrast(NamedTuple):
     """A loss of labelled pixels, with a state of its own.
 
     Attributes:
         init: (D, dimension of the features, K) -> its state, a dict.
-        loss: (pixels, its state, step, key) -> (scalar, state after it, metrics).
+        loss: (pixels, draw of them, its state, step, key) -> (scalar, state after it,
+            metrics).
     """
 
     init: Callable[[int, int], Tree]
     loss: Callable[
-        [LabelledPixels, Tree, Array, Array], tuple[Array, Tree, dict[str, Array]]
+        [Pixels, Draw, Tree, Array, Array], tuple[Array, Tree, dict[str, Array]]
     ]
 
 
@@ -185,36 +166,23 @@ def labelled_term(
     def loss(
         labelled: Stream,
         rest: Stream,
-        passes: Passes,
-        moving: Moving,
+        student: Student,
+        model_state: Tree,
         own: Tree,
         step: Array,
         key: Array,
     ) -> Said:
-        del rest
-        (_, taught), moving = passes.teacher(moving, labelled.images, 3, "taught")
-        features, label, prob = embedded_pixels(
-            labelled.features,
-            labelled.logits,
-            labelled.label,
-            stride=model.stride,
-            axis_name=axis_name,
-        )
+        del rest, student
+        pixels = pixels_of(labelled, stride=model.stride, axis_name=axis_name)
         shape = shape_of_all(labelled.features, axis_name)
-        pixels = LabelledPixels(
-            features=features,
-            taught=parallel.all_gather(in_one_row(taught), axis_name),
-            label=label,
-            prob=prob,
-            draw=draw_of(sampler, sampler_cells, [shape]),
-        )
-        value, after, metrics = contrast.loss(pixels, own, step, key)
-        return Said(value, after, moving, metrics)
+        draw = draw_of(sampler, sampler_cells, [shape])
+        value, after, metrics = contrast.loss(pixels, draw, own, step, key)
+        return Said(value, after, model_state, metrics)
 
     def init(features: Array) -> Tree:
         return contrast.init(features.shape[-1], model.num_classes)
 
-    return Term(init, loss)
+    return Term(init, loss, teacher_sees=frozenset({"labelled"}))
 
 
 def pull_to_centres(
@@ -280,19 +248,19 @@ def pull_to_centres(
         }
 
     def loss(
-        pixels: LabelledPixels, kept: Tree, step: Array, key: Array
+        pixels: Pixels, draw: Draw, kept: Tree, step: Array, key: Array
     ) -> tuple[Array, Tree, dict[str, Array]]:
         num_classes = len(kept["centres"])
         drawn, label = draw_anchors(
-            pixels,
+            draw,
+            jnp.where(prob_of_label(pixels) < anchors_below, pixels.label, num_classes),
             key,
             num_classes=num_classes,
             number=labelled_anchors,
-            below=anchors_below,
         )
         anchors, keys = (
             unit_length(features[drawn])
-            for features in (pixels.features, pixels.taught)
+            for features in (pixels.features, pixels.taught[0])
         )
         means, seen = moved_means(
             kept["means"],
@@ -342,21 +310,20 @@ def class_centres(how: str, num_classes: int, dim: int, *, seed: int) -> Array:
 
 
 def draw_anchors(
-    pixels: LabelledPixels, key: Array, *, num_classes: int, number: int, below: float
+    draw: Draw, label: Array, key: Array, *, num_classes: int, number: int
 ) -> tuple[Array, Array]:
     """Pixels of every class, with replacement.
 
     Args:
-        pixels: of the global batch.
+        draw: of them.
+        label: [N] integer in 0..K; K may not be drawn.
         key: random.
         num_classes: K.
         number: n, of a class.
-        below: only pixels with a smaller probability.
 
     Returns:
         [K n] int32 pixels and [K n] int32 labels; -1 of a class without pixels.
     """
-    able = jnp.where(pixels.prob < below, pixels.label, num_classes)
-    drawn = pixels.draw(able, key, num_classes, number)
+    drawn = draw(label, key, num_classes, number)
     label = jnp.repeat(jnp.arange(num_classes, dtype=jnp.int32), number)
     return drawn.pixels.reshape(-1), jnp.where(drawn.count[label] > 0, label, -1)

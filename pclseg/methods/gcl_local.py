@@ -15,7 +15,7 @@ from pclseg.augment import Augment, sample_keys
 from pclseg.errors import UserError
 from pclseg.losses.contrastive import pair_nce, unit_length
 from pclseg.methods.base import Array, Aux, Batch, Method
-from pclseg.parts.two_views import warn_of_collapse
+from pclseg.parts.collapse import warn_of_collapse
 from pclseg.parts.views import (
     check_positive,
     check_views,

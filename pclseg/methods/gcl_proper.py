@@ -15,7 +15,7 @@ from pclseg.errors import UserError
 from pclseg.losses.contrastive import pair_nce
 from pclseg.losses.positives import About, Positives, same
 from pclseg.methods.base import Array, Aux, Batch, Method
-from pclseg.parts.two_views import warn_of_collapse
+from pclseg.parts.collapse import spread, warn_of_collapse
 from pclseg.parts.views import (
     check_positive,
     check_views,
@@ -129,8 +129,7 @@ def make(
         gap = jax.lax.stop_gradient(value) - collapsed.mean()
         metrics = {
             "positives": positive.sum(axis=-1).mean(dtype=jnp.float32),
-            "embedding_std": jax.lax.stop_gradient(keys).std(axis=0).mean()
-            * keys.shape[-1] ** 0.5,
+            "embedding_std": spread(keys, None),
             "collapse_gap": jnp.abs(parallel.all_mean(gap, axis_name)),
         }
         return value, Aux(model_state, state.method_state, metrics)

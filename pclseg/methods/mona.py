@@ -4,13 +4,17 @@ You et al. 2022, arXiv 2209.13476; with another `sampler` it is ARCO, You et al.
 arXiv 2302.01735. Pre-training is `action_local`.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pclseg.augment import Augment
 from pclseg.methods.base import Method
+from pclseg.parts.collapse import warn_of_equal_pixels
+from pclseg.parts.equivariance import equivariance_term
+from pclseg.parts.neighbours import neighbour_term
 from pclseg.parts.pseudo_labels import pseudo_labelled
-from pclseg.parts.reconstruction import reconstruction
+from pclseg.parts.tail import tail_term
 
 
 def make(
@@ -49,13 +53,13 @@ def make(
 ) -> Method:
     """L_sup + L_unsup + L_contrast + L_eqv + L_nn, each with its weight.
 
-    The arguments are those of `pseudo_labelled` and `reconstruction`; the model is
-    "unet2d_pyramid" ("unet2d_dense" has another head, and no predictor).
+    The arguments are those of `pseudo_labelled`, `tail_term`, `equivariance_term` and
+    `neighbour_term`; the model is "unet2d_pyramid" ("unet2d_dense" has another head,
+    and no predictor).
     """
-    term = reconstruction(
+    contrast = tail_term(
         model=model,
         axis_name=axis_name,
-        strong=strong,
         contrast_weight=contrast_weight,
         contrast_temperature=contrast_temperature,
         num_queries=num_queries,
@@ -69,19 +73,30 @@ def make(
         entropy_steps=entropy_steps,
         bank_size=bank_size,
         keys_per_step=keys_per_step,
+    )
+    equivariance = equivariance_term(
+        axis_name=axis_name,
+        strong=strong,
         warp_weight=warp_weight,
         warp=warp,
         sure_threshold=sure_threshold,
+    )
+    diversity = neighbour_term(
+        axis_name=axis_name,
         neighbour_weight=neighbour_weight,
         neighbours=neighbours,
         pool_size=pool_size,
         pool_cells=pool_cells,
     )
-    return pseudo_labelled(
+    method = pseudo_labelled(
         model=model,
         augment=augment,
         axis_name=axis_name,
-        terms={"reconstruction": term},
+        terms={
+            "tail": contrast,
+            "equivariance": equivariance,
+            "neighbours": diversity,
+        },
         supervised_weight=supervised_weight,
         strong=strong,
         mix_mode=mix_mode,
@@ -91,3 +106,4 @@ def make(
         teacher_momentum=teacher_momentum,
         teacher_mode=teacher_mode,
     )
+    return dataclasses.replace(method, diagnose=warn_of_equal_pixels)

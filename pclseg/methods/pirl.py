@@ -16,8 +16,8 @@ from pclseg.losses.contrastive import unit_length
 from pclseg.losses.memory_bank import bank_nce, other_rows, updated_bank
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts import jigsaw
+from pclseg.parts.collapse import spread, warn_of_collapse
 from pclseg.parts.passes import train_pass
-from pclseg.parts.two_views import warn_of_collapse
 from pclseg.state import TrainState, Tree
 
 _MULTIPLE = 16  # the networks halve a patch four times
@@ -138,8 +138,7 @@ def make(
         metrics = {
             "image_loss": image_loss,
             "jigsaw_loss": jigsaw_loss,
-            "embedding_std": jax.lax.stop_gradient(all_v).std(axis=0).mean()
-            * v.shape[-1] ** 0.5,
+            "embedding_std": spread(all_v, None),
             "collapse_gap": jnp.abs(mean - math.log(1 + num_negatives)),
         }
         return value, Aux(model_state, {"bank": bank}, metrics)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from pclseg.losses.anatomical import anatomical_contrast
 from pclseg.methods.base import Array
-from pclseg.parts.pixels import embedded_pixels, shape_of_all
-from pclseg.parts.pseudo_labels import Moving, Passes, Said, Stream, Term, stateless
+from pclseg.parts.pixels import joined, pixels_of, prob_of_label, shape_of_all
+from pclseg.parts.pseudo_labels import Said, Stream, Student, Term, stateless
 from pclseg.parts.sampler import check_sampler, draw_of
 from pclseg.parts.settings import require
 from pclseg.parts.temperature import schedule
@@ -63,37 +63,29 @@ def anatomical_term(
     def loss(
         labelled: Stream,
         rest: Stream,
-        passes: Passes,
-        moving: Moving,
+        student: Student,
+        model_state: Tree,
         own: Tree,
         step: Array,
         key: Array,
     ) -> Said:
-        del passes
+        del student
         sure = (rest.label < model.num_classes) & (rest.confidence >= sure_threshold)
-        streams = (
-            (labelled, labelled.label),
-            (rest, jnp.where(sure, rest.label, model.num_classes)),
-        )
-        pixels = [
-            embedded_pixels(
-                stream.features,
-                stream.logits,
-                label,
-                stride=model.stride,
-                axis_name=axis_name,
+        rest = rest._replace(label=jnp.where(sure, rest.label, model.num_classes))
+        known, others = (
+            # Other terms may have the teacher asked of one stream alone.
+            pixels_of(
+                stream._replace(taught=()), stride=model.stride, axis_name=axis_name
             )
-            for stream, label in streams
-        ]
-        features, label, prob = (
-            jnp.concatenate(pair) for pair in zip(*pixels, strict=True)
+            for stream in (labelled, rest)
         )
+        pixels = joined(known, others)
         temperature = temperature_at(step)
-        shapes = [shape_of_all(stream.features, axis_name) for stream, _ in streams]
+        shapes = [shape_of_all(x.features, axis_name) for x in (labelled, rest)]
         contrast = anatomical_contrast(
-            features,
-            label,
-            prob < hard_threshold,
+            pixels.features,
+            pixels.label,
+            prob_of_label(pixels) < hard_threshold,
             key,
             num_classes=model.num_classes,
             num_anchors=num_anchors,
@@ -106,6 +98,6 @@ def anatomical_term(
             "anatomical_contrast": contrast,
             "contrast_temperature": temperature,
         }
-        return Said(contrast_weight * contrast, own, moving, metrics)
+        return Said(contrast_weight * contrast, own, model_state, metrics)
 
     return Term(stateless, loss)

@@ -1,40 +1,69 @@
 """Pixels with an embedding, of all devices, in one row."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from pclseg import parallel
+from pclseg.parts.pseudo_labels import Stream
 
 Array = jax.Array
 
 
-def embedded_pixels(
-    features: Array, logits: Array, label: Array, *, stride: int, axis_name: str | None
-) -> tuple[Array, Array, Array]:
-    """The pixels that have features, of all devices, in one row.
+class Pixels(NamedTuple):
+    """Pixels that have features, of all devices, in one row.
+
+    Attributes:
+        features: [N, D] float, the student's, of any length.
+        label: [N] integer class ids in 0..K; K is none.
+        probs: [N, K] float, the student's, without gradient.
+        taught: (features, probs), the teacher's; empty where it was not asked.
+    """
+
+    features: Array
+    label: Array
+    probs: Array
+    taught: tuple[Array, ...] = ()
+
+
+def pixels_of(stream: Stream, *, stride: int, axis_name: str | None) -> Pixels:
+    """Those of a stream.
 
     Args:
-        features: [B, H / stride, W / stride, D] float.
-        logits: [B, H, W, K] float.
-        label: [B, H, W] integer class ids in 0..K; K is none.
-        stride: pixels from one with features to the next.
+        stream: of this device.
+        stride: pixels from one that has features to the next.
         axis_name: of the pmapped step, or None.
-
-    Returns:
-        Features [N, D], labels [N], and [N] float32, the probability that the logits
-        give to the label, without gradient; 0 of none.
     """
-    label = label[:, ::stride, ::stride]
-    probs = jax.nn.softmax(jax.lax.stop_gradient(logits[:, ::stride, ::stride]))
-    index = label[..., None].astype(jnp.int32)
-    prob = jnp.take_along_axis(probs, index, axis=-1, mode="fill", fill_value=0)
-    rows = in_one_row(features), label.reshape(-1), prob.reshape(-1)
-    return parallel.all_gather(rows, axis_name)
+
+    def in_one_row(logits: Array, features: Array) -> tuple[Array, Array]:
+        """Features and probabilities, of where there are features."""
+        logits = jax.lax.stop_gradient(logits[:, ::stride, ::stride])
+        both = features, jax.nn.softmax(logits)
+        features, probs = (x.reshape(-1, x.shape[-1]) for x in both)
+        return features, probs
+
+    features, probs = in_one_row(stream.logits, stream.features)
+    pixels = Pixels(
+        features=features,
+        label=stream.label[:, ::stride, ::stride].reshape(-1),
+        probs=probs,
+        taught=in_one_row(*stream.taught) if stream.taught else (),
+    )
+    return parallel.all_gather(pixels, axis_name)
 
 
-def in_one_row(features: Array) -> Array:
-    """[B, H, W, D] -> [B H W, D]."""
-    return features.reshape(-1, features.shape[-1])
+def joined(one: Pixels, other: Pixels) -> Pixels:
+    """First these, then those."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, other)
+
+
+def prob_of_label(pixels: Pixels) -> Array:
+    """[N] float, the student's probability of the label; 0 of none."""
+    index = pixels.label[:, None].astype(jnp.int32)
+    return jnp.take_along_axis(
+        pixels.probs, index, axis=1, mode="fill", fill_value=0
+    ).squeeze(1)
 
 
 def shape_of_all(features: Array, axis_name: str | None) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ from pclseg.state import TrainState, Tree
 
 
 class Stream(NamedTuple):
-    """Slices of this device and what the student makes of them.
+    """Slices of this device and what the networks make of them.
 
     Attributes:
         images: [B, H, W, C] float, as the student sees them.
@@ -35,8 +35,10 @@ class Stream(NamedTuple):
         label: [B, H, W] integer class ids in 0..K, pseudo-labels where there are no
             others; K is none.
         confidence: [B, H, W] float, the teacher's in its label; 1 for others.
-        logits: [B, H, W, K] float.
-        features: [B, H / stride, W / stride, D] float.
+        logits: [B, H, W, K] float, the student's.
+        features: [B, H / stride, W / stride, D] float, the student's.
+        taught: (logits, features), the teacher's of the same images; empty where no
+            term asks for them.
     """
 
     images: Array
@@ -45,31 +47,7 @@ class Stream(NamedTuple):
     confidence: Array
     logits: Array
     features: Array
-
-
-class Moving(NamedTuple):
-    """What passes of the networks move: batch statistics.
-
-    Attributes:
-        model_state: of the student.
-        teacher: all of it.
-    """
-
-    model_state: Tree
-    teacher: Tree
-
-
-class Passes(NamedTuple):
-    """Further passes; each wants a number of its own in the step, from 3.
-
-    Attributes:
-        student: (moving, images, number, method of the model) -> (what it says, moving
-            after it).
-        teacher: the same; no gradient goes through it.
-    """
-
-    student: Callable[[Moving, Array, int, str | None], tuple[Any, Moving]]
-    teacher: Callable[[Moving, Array, int, str | None], tuple[Any, Moving]]
+    taught: tuple[Array, ...] = ()
 
 
 class Said(NamedTuple):
@@ -78,14 +56,19 @@ class Said(NamedTuple):
     Attributes:
         value: scalar to be added to the loss; averaged over devices.
         own: the term's state after the step, equal on all devices.
-        moving: after the passes of the term.
+        model_state: the student's after the passes of the term.
         metrics: float scalars to log.
     """
 
     value: Array
     own: Tree
-    moving: Moving
+    model_state: Tree
     metrics: dict[str, Array]
+
+
+# A further pass of the student, whose number in the step is its own, from 5: (model
+# state, images, number) -> (logits, model state after it).
+Student = Callable[[Tree, Array, int], tuple[Array, Tree]]
 
 
 class Term(NamedTuple):
@@ -93,11 +76,13 @@ class Term(NamedTuple):
 
     Attributes:
         init: features of a batch [B, h, w, D] -> its state, a dict.
-        loss: (labelled, unlabelled, passes, moving, own state, step, key) -> `Said`.
+        loss: (labelled, rest, student, model state, own state, step, key) -> `Said`.
+        teacher_sees: which of "labelled" and "rest" the teacher is to be asked of.
     """
 
     init: Callable[[Array], Tree]
-    loss: Callable[[Stream, Stream, Passes, Moving, Tree, Array, Array], Said]
+    loss: Callable[[Stream, Stream, Student, Tree, Tree, Array, Array], Said]
+    teacher_sees: frozenset[str] = frozenset()
 
 
 def stateless(features: Array) -> Tree:
@@ -163,6 +148,7 @@ def pseudo_labelled(
     ema.check_teacher(momentum=teacher_momentum, mode=teacher_mode)
     strengthen = strong_view(strong)
     teach = functools.partial(ema.teacher_pass, model, mode=teacher_mode)
+    asked = frozenset().union(*(term.teacher_sees for term in terms.values()))
 
     def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
         if not hasattr(model, "dense"):
@@ -199,33 +185,6 @@ def pseudo_labelled(
         seen, _ = strengthen(strong_keys, mixed, None)
         return (seen, mixed, label, confidence), teacher
 
-    def passes(params: Tree, key: Array) -> Passes:
-        """Those of a step."""
-
-        def student(
-            moving: Moving, images: Array, number: int, method: str | None
-        ) -> tuple[Any, Moving]:
-            said, model_state = train_pass(
-                model,
-                params,
-                moving.model_state,
-                images,
-                key=key,
-                number=number,
-                method=method,
-            )
-            return said, moving._replace(model_state=model_state)
-
-        def teacher(
-            moving: Moving, images: Array, number: int, method: str | None
-        ) -> tuple[Any, Moving]:
-            said, after = teach(
-                moving.teacher, images, key=key, number=number, method=method
-            )
-            return said, moving._replace(teacher=after)
-
-        return Passes(student, teacher)
-
     def loss(
         params: Tree, state: TrainState, batch: Batch, key: Array
     ) -> tuple[Array, Aux]:
@@ -243,13 +202,31 @@ def pseudo_labelled(
             (sample_keys(mix_key, rows), sample_keys(strong_key, rows)),
             key,
         )
-        further = passes(params, key)
-        moving = Moving(state.model_state, teacher)
-        said, moving = further.student(moving, images, 0, "dense")
-        said_u, moving = further.student(moving, seen, 1, "dense")
+
+        def student(
+            model_state: Tree, images: Array, number: int, method: str | None = None
+        ) -> tuple[Any, Tree]:
+            return train_pass(
+                model,
+                params,
+                model_state,
+                images,
+                key=key,
+                number=number,
+                method=method,
+            )
+
+        said, model_state = student(state.model_state, images, 0, "dense")
+        said_u, model_state = student(model_state, seen, 1, "dense")
         known = jnp.ones(labels.shape, confidence.dtype)
         labelled = Stream(images, images, labels, known, *said)
         rest = Stream(seen, mixed, pseudo, confidence, *said_u)
+        if "labelled" in asked:
+            said, teacher = teach(teacher, images, key=key, number=3, method="taught")
+            labelled = labelled._replace(taught=said)
+        if "rest" in asked:
+            said, teacher = teach(teacher, seen, key=key, number=4, method="taught")
+            rest = rest._replace(taught=said)
 
         supervised, metrics = labelled_loss(
             labelled.logits, labels, dice_weight=0.5, axis_name=axis_name
@@ -267,11 +244,11 @@ def pseudo_labelled(
         value = supervised_weight * supervised + pseudo_weight * unsupervised
         method_state = {}
         for number, (name, term) in enumerate(terms.items()):
-            more, own, moving, more_metrics = term.loss(
+            more, own, model_state, more_metrics = term.loss(
                 labelled,
                 rest,
-                further,
-                moving,
+                student,
+                model_state,
                 state.method_state.get(name, {}),
                 state.step,
                 jax.random.fold_in(term_key, number),
@@ -280,8 +257,8 @@ def pseudo_labelled(
             metrics |= more_metrics
             if own:
                 method_state[name] = own
-        method_state["teacher"] = moving.teacher
-        return value, Aux(moving.model_state, method_state, metrics)
+        method_state["teacher"] = teacher
+        return value, Aux(model_state, method_state, metrics)
 
     def after_step(state: TrainState) -> TrainState:
         return ema.follow(state, decay=teacher_momentum, mode=teacher_mode)

@@ -11,6 +11,7 @@ from pclseg.augment import Augment, sample_keys
 from pclseg.losses.contrastive import collapse_value
 from pclseg.losses.positives import Positives
 from pclseg.methods.base import Array, Aux, Batch, Method
+from pclseg.parts.collapse import spread, warn_of_collapse
 from pclseg.parts.passes import check_draws_by_row
 from pclseg.parts.similarities import check_way, contrast_all
 from pclseg.parts.views import (
@@ -121,7 +122,7 @@ def two_views(
         )
         metrics = {
             "positives": count.mean(dtype=jnp.float32),
-            "embedding_std": _spread(jax.lax.stop_gradient(anchors), axis_name),
+            "embedding_std": spread(anchors, axis_name),
             "collapse_gap": jnp.abs(
                 parallel.all_mean(jax.lax.stop_gradient(value), axis_name) - collapsed
             ),
@@ -135,23 +136,4 @@ def two_views(
         embed=embed_slices(model),
         positives=count_positives,
         diagnose=warn_of_collapse,
-    )
-
-
-def _spread(embedding: Array, axis_name: str | None) -> Array:
-    """Standard deviation over the rows of all devices; 1 if even on the sphere."""
-    mean = parallel.all_mean(embedding.mean(axis=0), axis_name)
-    variance = jnp.square(embedding - mean[None]).mean(axis=0)
-    std = jnp.sqrt(parallel.all_mean(variance, axis_name))
-    return std.mean() * embedding.shape[-1] ** 0.5
-
-
-def warn_of_collapse(metrics: Mapping[str, float]) -> str | None:
-    """A warning when the loss sits at the value of a collapsed embedding."""
-    if metrics["collapse_gap"] > 1e-3:
-        return None
-    return (
-        "the loss is that of a collapsed embedding (all similarities equal); if it"
-        " stays so, try a larger batch, optimizer.warmup_steps or a lower"
-        " optimizer.peak_lr."
     )
