@@ -457,6 +457,25 @@ def test_the_loss_is_the_sum_of_what_is_logged(name):
     assert min(said["anatomical_contrast"], said["sure_pixels"]) > 0
 
 
+def test_pseudo_labels_without_objects_are_warned_of():
+    method, states, said = stepped("action", mix_mode="none")
+    said = {key: float(value) for key, value in said[1].items()}
+    data = batch(method)
+    weak = network("action").apply(  # nothing is augmented but by the strong view
+        states[0].method_state["teacher"], data["unlabelled_image"], train=False
+    )
+    expected = (np.asarray(weak).argmax(axis=-1) > 0).mean()
+    np.testing.assert_allclose(said["pseudo_objects"], expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        said["labelled_objects"], (data["label"] > 0).mean(), rtol=1e-6
+    )
+    assert method.diagnose(said | {"pseudo_objects": 0.1}) is None
+    warning = method.diagnose(
+        said | {"pseudo_objects": 0.001, "labelled_objects": 0.05}
+    )
+    assert "almost all background: 0.10% of the pixels are not, of labelled" in warning
+
+
 def test_without_its_own_term_action_pp_is_action():
     """To the bit; what it keeps besides plays no part."""
     _, states, said = stepped("action", count=3)

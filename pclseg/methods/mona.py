@@ -106,4 +106,8 @@ def make(
         teacher_momentum=teacher_momentum,
         teacher_mode=teacher_mode,
     )
-    return dataclasses.replace(method, diagnose=warn_of_equal_pixels)
+
+    def diagnose(metrics: Mapping[str, float]) -> str | None:
+        return method.diagnose(metrics) or warn_of_equal_pixels(metrics)
+
+    return dataclasses.replace(method, diagnose=diagnose)

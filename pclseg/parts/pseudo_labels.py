@@ -25,6 +25,8 @@ from pclseg.parts.strong import MIXES, mix, strong_view
 from pclseg.parts.supervision import labelled_loss
 from pclseg.state import TrainState, Tree
 
+_FEW = 0.1  # of the share that objects have of labelled pixels
+
 
 class Stream(NamedTuple):
     """Slices of this device and what the networks make of them.
@@ -241,6 +243,9 @@ def pseudo_labelled(
             axis_name=axis_name,
         )
         metrics["pseudo_cross_entropy"] = unsupervised
+        for which, stream in (("labelled", labelled), ("pseudo", rest)):
+            is_object = (stream.label > 0) & (stream.label < model.num_classes)
+            metrics[f"{which}_objects"] = is_object.mean()
         value = supervised_weight * supervised + pseudo_weight * unsupervised
         method_state = {}
         for number, (name, term) in enumerate(terms.items()):
@@ -270,6 +275,20 @@ def pseudo_labelled(
         after_step=after_step,
         predict=functools.partial(segmenter.predict, model),
         also_predict={"teacher": functools.partial(segmenter.predict_teacher, model)},
+        diagnose=warn_of_lost_objects,
+    )
+
+
+def warn_of_lost_objects(metrics: Mapping[str, float]) -> str | None:
+    """A warning when pseudo-labels are nearly all background, which confirms itself."""
+    known, pseudo = metrics["labelled_objects"], metrics["pseudo_objects"]
+    if pseudo >= _FEW * known:
+        return None
+    return (
+        f"the pseudo-labels are almost all background: {pseudo:.2%} of the pixels are"
+        f" not, of labelled ones {known:.2%}; if it stays so, the network unlearns the"
+        " objects: try optimizer.warmup_steps, a lower optimizer.peak_lr or a lower"
+        " method.pseudo_weight."
     )
 
 
