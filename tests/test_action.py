@@ -23,7 +23,7 @@ from pclseg.models.layers import BatchNorm
 from pclseg.models.unet2d_semi import Said
 from pclseg.parts import bank, ema
 from pclseg.parts.pixels import Pixels, pixels_of, prob_of_label
-from pclseg.parts.pseudo_labels import Stream, pseudo_cross_entropy
+from pclseg.parts.pseudo_labels import Stream, class_shares, pseudo_cross_entropy
 from pclseg.parts.supervision import labelled_loss
 from pclseg.train.step import init_state, make_train_step
 
@@ -457,23 +457,39 @@ def test_the_loss_is_the_sum_of_what_is_logged(name):
     assert min(said["anatomical_contrast"], said["sure_pixels"]) > 0
 
 
-def test_pseudo_labels_without_objects_are_warned_of():
+def test_pseudo_labels_without_a_class_are_warned_of():
     method, states, said = stepped("action", mix_mode="none")
     said = {key: float(value) for key, value in said[1].items()}
     data = batch(method)
     weak = network("action").apply(  # nothing is augmented but by the strong view
         states[0].method_state["teacher"], data["unlabelled_image"], train=False
     )
-    expected = (np.asarray(weak).argmax(axis=-1) > 0).mean()
-    np.testing.assert_allclose(said["pseudo_objects"], expected, rtol=1e-6)
-    np.testing.assert_allclose(
-        said["labelled_objects"], (data["label"] > 0).mean(), rtol=1e-6
+    found = np.asarray(weak).argmax(axis=-1)
+    for kind in range(1, CLASSES):
+        for name, label in (("pseudo", found), ("labelled", data["label"])):
+            expected = (label == kind).mean()
+            np.testing.assert_allclose(
+                said[f"{name}_share_{kind}"], expected, rtol=1e-6
+            )
+    said |= {
+        f"{name}_share_{k}": 0.1 for name in ("pseudo", "labelled") for k in (1, 2)
+    }
+    assert method.diagnose(said) is None
+    assert method.diagnose(said | {"labelled_share_2": 0.0}) is None
+    warning = method.diagnose(said | {"pseudo_share_2": 0.001})
+    assert "nothing of class 2 (0.10% of pixels, of labels 10.00%); if" in warning
+
+
+def test_shares_of_classes_are_of_pixels_that_have_one():
+    label = jnp.asarray([[[0, 1, 3], [2, 1, 3]]])
+    shares = class_shares("pseudo", label, 3)
+    assert {k: float(v) for k, v in shares.items()} == {
+        "pseudo_share_1": 0.5,
+        "pseudo_share_2": 0.25,
+    }
+    assert (
+        float(class_shares("pseudo", jnp.full((1, 2, 2), 3), 3)["pseudo_share_1"]) == 0
     )
-    assert method.diagnose(said | {"pseudo_objects": 0.1}) is None
-    warning = method.diagnose(
-        said | {"pseudo_objects": 0.001, "labelled_objects": 0.05}
-    )
-    assert "almost all background: 0.10% of the pixels are not, of labelled" in warning
 
 
 def test_without_its_own_term_action_pp_is_action():
@@ -503,7 +519,7 @@ def test_embedded_pixels_are_those_of_the_stride():
     pixels = pixels_of(stream, stride=2, axis_name=None)
     assert pixels.taught == ()
     stream = stream._replace(taught=(stream.logits, stream.features))
-    taught, taught_probs = pixels_of(stream, stride=2, axis_name=None).taught
+    taught_probs, taught = pixels_of(stream, stride=2, axis_name=None).taught
     np.testing.assert_array_equal(taught, pixels.features)
     np.testing.assert_array_equal(taught_probs, pixels.probs)
     rows = []
@@ -631,7 +647,7 @@ def test_anchors_are_drawn_below_a_probability():
                 features,
                 jnp.asarray(label),
                 jnp.asarray(probs),
-                (features[::-1], jnp.asarray(probs)),
+                (jnp.asarray(probs), features[::-1]),
             )
             kept, key = contrast.init(8, 3), jax.random.key(0)
             return contrast.loss(pixels, sampling.naive, kept, jnp.int32(0), key)[0]
@@ -695,7 +711,7 @@ def test_rare_classes_lie_apart_with_centres_and_are_found_no_less():  # P 11.9
                     features=x @ weights,
                     label=jnp.asarray(label),
                     probs=jnp.zeros((len(label), 4)),
-                    taught=(x @ taught, jnp.zeros((len(label), 4))),
+                    taught=(jnp.zeros((len(label), 4)), x @ taught),
                 )
                 key = jax.random.fold_in(jax.random.key(1), number)
                 loss, after, _ = contrast.loss(

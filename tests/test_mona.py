@@ -298,10 +298,15 @@ def test_pixels_that_are_embedded_alike_are_warned_of():
     _, _, said = stepped("mona")
     said = {key: float(value) for key, value in said[1].items()}
     assert 0.1 < said["embedding_std"] < 1.5
+    said |= {
+        f"{name}_share_{k}": 0.1 for name in ("pseudo", "labelled") for k in (1, 2)
+    }
     assert make("mona").diagnose(said) is None
     warning = make("mona").diagnose(said | {"embedding_std": 0.01})
-    assert "embedded alike (embedding_std 0.010" in warning
-    assert "neighbour_weight" in warning
+    assert warning.startswith("all pixels are embedded alike (embedding_std 0.010")
+    both = make("mona").diagnose(said | {"embedding_std": 0.01, "pseudo_share_1": 0.0})
+    assert "nothing of class 1" in both
+    assert both.endswith(warning)
 
 
 def test_averages_over_a_coarse_grid():

@@ -1,10 +1,11 @@
-r"""What each term of MONA does, on ACDC with 3 labels: one left out an arm, or weaker.
+r"""What each term of MONA does, on ACDC with 3 labelled patients.
 
 python -m pclseg.cli.grid configs/grids/acdc_mona_terms.py --jobs=2 \
     --out=runs/acdc_mona_terms --set=data.raw_dir=data/ACDC
 
 Split, sizes and seeds are those of `acdc_semi.py`. L_nn draws slices together and has
-nothing that holds them apart, so there are weights of it between 0 and the paper's 1.
+nothing that holds them apart, so there are weights of it between 0 and the paper's 1;
+the other terms are left out, one an arm, where it has no part.
 """
 
 import ml_collections
@@ -26,7 +27,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             for weight in NEIGHBOURS
         ),
         *(
-            f"{MONA} arm=mona_without_{name} finetune.method.{name}_weight=0.0"
+            f"{MONA} arm=mona_neighbours_0_without_{name}"
+            f" finetune.method.neighbour_weight=0.0 finetune.method.{name}_weight=0.0"
             for name in WITHOUT
         ),
     )

@@ -251,6 +251,7 @@ def pull_to_centres(
         pixels: Pixels, draw: Draw, kept: Tree, step: Array, key: Array
     ) -> tuple[Array, Tree, dict[str, Array]]:
         num_classes = len(kept["centres"])
+        _, taught = pixels.taught
         drawn, label = draw_anchors(
             draw,
             jnp.where(prob_of_label(pixels) < anchors_below, pixels.label, num_classes),
@@ -259,8 +260,7 @@ def pull_to_centres(
             number=labelled_anchors,
         )
         anchors, keys = (
-            unit_length(features[drawn])
-            for features in (pixels.features, pixels.taught[0])
+            unit_length(features[drawn]) for features in (pixels.features, taught)
         )
         means, seen = moved_means(
             kept["means"],

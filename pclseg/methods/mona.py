@@ -108,6 +108,7 @@ def make(
     )
 
     def diagnose(metrics: Mapping[str, float]) -> str | None:
-        return method.diagnose(metrics) or warn_of_equal_pixels(metrics)
+        said = method.diagnose(metrics), warn_of_equal_pixels(metrics)
+        return " And: ".join(warning for warning in said if warning) or None
 
     return dataclasses.replace(method, diagnose=diagnose)

@@ -73,7 +73,8 @@ def anatomical_term(
         sure = (rest.label < model.num_classes) & (rest.confidence >= sure_threshold)
         rest = rest._replace(label=jnp.where(sure, rest.label, model.num_classes))
         known, others = (
-            # Other terms may have the teacher asked of one stream alone.
+            # Another term may have had the teacher asked of one stream alone; `joined`
+            # wants the same of both.
             pixels_of(
                 stream._replace(taught=()), stride=model.stride, axis_name=axis_name
             )

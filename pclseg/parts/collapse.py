@@ -10,7 +10,7 @@ from pclseg import parallel
 Array = jax.Array
 
 _GAP = 1e-3
-_SPREAD = 0.05  # cosines then differ by about its square
+_SPREAD = 0.05  # 1 - cosine is then about its square, on average
 
 
 def spread(embedding: Array, axis_name: str | None) -> Array:
@@ -44,6 +44,6 @@ def warn_of_equal_pixels(metrics: Mapping[str, float]) -> str | None:
         return None
     return (
         f"all pixels are embedded alike (embedding_std {metrics['embedding_std']:.3f},"
-        " 1 where evenly spread), so their contrast teaches nothing; if it stays so,"
-        " try a lower method.neighbour_weight or a higher method.contrast_weight."
+        " 1 where evenly spread), so a contrast of pixels teaches nothing; if it stays"
+        " so, try a lower method.neighbour_weight or a higher method.contrast_weight."
     )

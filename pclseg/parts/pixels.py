@@ -1,4 +1,4 @@
-"""Pixels with an embedding, of all devices, in one row."""
+"""The pixels of all devices that are embedded, in one row."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class Pixels(NamedTuple):
         features: [N, D] float, the student's, of any length.
         label: [N] integer class ids in 0..K; K is none.
         probs: [N, K] float, the student's, without gradient.
-        taught: (features, probs), the teacher's; empty where it was not asked.
+        taught: (probs, features), the teacher's; empty where it was not asked.
     """
 
     features: Array
@@ -37,13 +37,13 @@ def pixels_of(stream: Stream, *, stride: int, axis_name: str | None) -> Pixels:
     """
 
     def in_one_row(logits: Array, features: Array) -> tuple[Array, Array]:
-        """Features and probabilities, of where there are features."""
+        """Probabilities and features, of where there are features."""
         logits = jax.lax.stop_gradient(logits[:, ::stride, ::stride])
-        both = features, jax.nn.softmax(logits)
-        features, probs = (x.reshape(-1, x.shape[-1]) for x in both)
-        return features, probs
+        both = jax.nn.softmax(logits), features
+        probs, features = (x.reshape(-1, x.shape[-1]) for x in both)
+        return probs, features
 
-    features, probs = in_one_row(stream.logits, stream.features)
+    probs, features = in_one_row(stream.logits, stream.features)
     pixels = Pixels(
         features=features,
         label=stream.label[:, ::stride, ::stride].reshape(-1),

@@ -6,7 +6,7 @@ ARCO build: they differ in their terms.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from pclseg.parts.strong import MIXES, mix, strong_view
 from pclseg.parts.supervision import labelled_loss
 from pclseg.state import TrainState, Tree
 
-_FEW = 0.1  # of the share that objects have of labelled pixels
+_FEW = 0.1  # of the share that a class has of labelled pixels
 
 
 class Stream(NamedTuple):
@@ -68,8 +68,8 @@ class Said(NamedTuple):
     metrics: dict[str, Array]
 
 
-# A further pass of the student, whose number in the step is its own, from 5: (model
-# state, images, number) -> (logits, model state after it).
+# A further pass of the student: (model state, images, number) -> (logits, model state
+# after it). No other pass of the step has its number; 0 to 4 are taken.
 Student = Callable[[Tree, Array, int], tuple[Array, Tree]]
 
 
@@ -79,12 +79,13 @@ class Term(NamedTuple):
     Attributes:
         init: features of a batch [B, h, w, D] -> its state, a dict.
         loss: (labelled, rest, student, model state, own state, step, key) -> `Said`.
-        teacher_sees: which of "labelled" and "rest" the teacher is to be asked of.
+        teacher_sees: the streams of which the term wants to know the teacher's
+            `taught`.
     """
 
     init: Callable[[Array], Tree]
     loss: Callable[[Stream, Stream, Student, Tree, Tree, Array, Array], Said]
-    teacher_sees: frozenset[str] = frozenset()
+    teacher_sees: frozenset[Literal["labelled", "rest"]] = frozenset()
 
 
 def stateless(features: Array) -> Tree:
@@ -150,7 +151,7 @@ def pseudo_labelled(
     ema.check_teacher(momentum=teacher_momentum, mode=teacher_mode)
     strengthen = strong_view(strong)
     teach = functools.partial(ema.teacher_pass, model, mode=teacher_mode)
-    asked = frozenset().union(*(term.teacher_sees for term in terms.values()))
+    asked = {stream for term in terms.values() for stream in term.teacher_sees}
 
     def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
         if not hasattr(model, "dense"):
@@ -243,9 +244,8 @@ def pseudo_labelled(
             axis_name=axis_name,
         )
         metrics["pseudo_cross_entropy"] = unsupervised
-        for which, stream in (("labelled", labelled), ("pseudo", rest)):
-            is_object = (stream.label > 0) & (stream.label < model.num_classes)
-            metrics[f"{which}_objects"] = is_object.mean()
+        metrics |= class_shares("labelled", labels, model.num_classes)
+        metrics |= class_shares("pseudo", pseudo, model.num_classes)
         value = supervised_weight * supervised + pseudo_weight * unsupervised
         method_state = {}
         for number, (name, term) in enumerate(terms.items()):
@@ -275,20 +275,39 @@ def pseudo_labelled(
         after_step=after_step,
         predict=functools.partial(segmenter.predict, model),
         also_predict={"teacher": functools.partial(segmenter.predict_teacher, model)},
-        diagnose=warn_of_lost_objects,
+        diagnose=warn_of_lost_classes,
     )
 
 
-def warn_of_lost_objects(metrics: Mapping[str, float]) -> str | None:
-    """A warning when pseudo-labels are nearly all background, which confirms itself."""
-    known, pseudo = metrics["labelled_objects"], metrics["pseudo_objects"]
-    if pseudo >= _FEW * known:
+def class_shares(name: str, label: Array, num_classes: int) -> dict[str, Array]:
+    """NAME_share_k: the share of pixels of class k, 1..K-1, among those of any.
+
+    Args:
+        name: what the labels are.
+        label: [B, H, W] integer class ids in 0..K; K is none.
+        num_classes: K.
+    """
+    number = jnp.maximum((label < num_classes).sum(), 1)
+    return {
+        f"{name}_share_{kind}": (label == kind).sum() / number
+        for kind in range(1, num_classes)
+    }
+
+
+def warn_of_lost_classes(metrics: Mapping[str, float]) -> str | None:
+    """A warning when pseudo-labels lack a class, which the network then unlearns."""
+    lost = []
+    for key, pseudo in metrics.items():
+        _, found, kind = key.partition("pseudo_share_")
+        known = metrics[f"labelled_share_{kind}"] if found else 0.0
+        if pseudo < _FEW * known:
+            lost.append(f"class {kind} ({pseudo:.2%} of pixels, of labels {known:.2%})")
+    if not lost:
         return None
     return (
-        f"the pseudo-labels are almost all background: {pseudo:.2%} of the pixels are"
-        f" not, of labelled ones {known:.2%}; if it stays so, the network unlearns the"
-        " objects: try optimizer.warmup_steps, a lower optimizer.peak_lr or a lower"
-        " method.pseudo_weight."
+        f"the pseudo-labels have almost nothing of {', '.join(lost)}; if it stays so,"
+        " the network unlearns it: try optimizer.warmup_steps, a lower"
+        " optimizer.peak_lr or a lower method.pseudo_weight."
     )
 
 

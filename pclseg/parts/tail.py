@@ -113,7 +113,7 @@ def tail_term(
             for stream in (labelled, rest)
         )
         pixels = joined(known, others)
-        taught, taught_probs = pixels.taught
+        taught_probs, taught = pixels.taught
         chosen = tail.candidates(
             pixels.label,
             jnp.arange(len(pixels.label)) < len(known.label),
