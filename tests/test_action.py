@@ -23,7 +23,8 @@ from pclseg.models.layers import BatchNorm
 from pclseg.models.unet2d_semi import Said
 from pclseg.parts import bank, ema
 from pclseg.parts.pixels import Pixels, pixels_of, prob_of_label
-from pclseg.parts.pseudo_labels import Stream, class_shares, pseudo_cross_entropy
+from pclseg.parts.pseudo_labels import class_shares, pseudo_cross_entropy
+from pclseg.parts.streams import Stream
 from pclseg.parts.supervision import labelled_loss
 from pclseg.train.step import init_state, make_train_step
 

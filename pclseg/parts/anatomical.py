@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from pclseg.losses.anatomical import anatomical_contrast
 from pclseg.methods.base import Array
 from pclseg.parts.pixels import joined, pixels_of, prob_of_label, shape_of_all
-from pclseg.parts.pseudo_labels import Said, Stream, Student, Term, stateless
+from pclseg.parts.pseudo_labels import Said, Student, Term, stateless
 from pclseg.parts.sampler import check_sampler, draw_of
 from pclseg.parts.settings import require
+from pclseg.parts.streams import Stream
 from pclseg.parts.temperature import schedule
 from pclseg.state import Tree
 

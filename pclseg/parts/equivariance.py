@@ -13,8 +13,9 @@ from pclseg import parallel
 from pclseg.augment import sample_keys
 from pclseg.losses.distillation import masked_kl
 from pclseg.methods.base import Array
-from pclseg.parts.pseudo_labels import Said, Stream, Student, Term, stateless
+from pclseg.parts.pseudo_labels import Said, Student, Term, stateless
 from pclseg.parts.settings import require
+from pclseg.parts.streams import Stream
 from pclseg.parts.strong import strong_view
 from pclseg.parts.warp import draw_warps, make_warp, warped
 from pclseg.state import Tree

@@ -10,8 +10,9 @@ from pclseg import parallel
 from pclseg.losses.tail import neighbour_distance
 from pclseg.methods.base import Array
 from pclseg.parts import bank
-from pclseg.parts.pseudo_labels import Said, Stream, Student, Term
+from pclseg.parts.pseudo_labels import Said, Student, Term
 from pclseg.parts.settings import require
+from pclseg.parts.streams import Stream
 from pclseg.state import Tree
 
 

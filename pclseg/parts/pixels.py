@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pclseg import parallel
-from pclseg.parts.pseudo_labels import Stream
+from pclseg.parts.streams import Stream
 
 Array = jax.Array
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pclseg import parallel
-from pclseg.augment import Augment, sample_keys
+from pclseg.augment import Augment
 from pclseg.batch import UNLABELLED
 from pclseg.errors import UserError
 from pclseg.losses.distillation import confident_share
@@ -21,35 +21,12 @@ from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts import ema, segmenter
 from pclseg.parts.passes import train_pass
 from pclseg.parts.settings import require
-from pclseg.parts.strong import MIXES, mix, strong_view
+from pclseg.parts.streams import Stream, show
+from pclseg.parts.strong import MIXES, strong_view
 from pclseg.parts.supervision import labelled_loss
 from pclseg.state import TrainState, Tree
 
 _FEW = 0.1  # of the share that a class has of labelled pixels
-
-
-class Stream(NamedTuple):
-    """Slices of this device and what the networks make of them.
-
-    Attributes:
-        images: [B, H, W, C] float, as the student sees them.
-        before: the same before the strong view, where there is one.
-        label: [B, H, W] integer class ids in 0..K, pseudo-labels where there are no
-            others; K is none.
-        confidence: [B, H, W] float, the teacher's in its label; 1 for others.
-        logits: [B, H, W, K] float, the student's.
-        features: [B, H / stride, W / stride, D] float, the student's.
-        taught: (logits, features), the teacher's of the same images; empty where no
-            term asks for them.
-    """
-
-    images: Array
-    before: Array
-    label: Array
-    confidence: Array
-    logits: Array
-    features: Array
-    taught: tuple[Array, ...] = ()
 
 
 class Said(NamedTuple):
@@ -169,41 +146,40 @@ def pseudo_labelled(
         method_state |= {name: state for name, state in own.items() if state}
         return params, model_state, method_state
 
-    def pseudo_labels(
-        teacher: Tree, weak: Array, keys: tuple[Array, Array], key: Array
-    ) -> tuple[tuple[Array, Array, Array, Array], Tree]:
-        """Strong view and what it was, labels, confidences; the teacher after it."""
-        mix_keys, strong_keys = keys
-        logits, teacher = teach(teacher, weak, key=key, number=2)
-        probs = jax.nn.softmax(logits)
-        mixed, label, confidence = mix(
-            mix_mode,
-            mix_keys,
-            weak,
-            probs.argmax(axis=-1),
-            probs.max(axis=-1),
-            num_classes=model.num_classes,
+    def segmentation_loss(
+        labelled: Stream, rest: Stream
+    ) -> tuple[Array, dict[str, Array]]:
+        supervised, metrics = labelled_loss(
+            labelled.logits, labelled.label, dice_weight=0.5, axis_name=axis_name
+        )
+        valid = rest.label < model.num_classes
+        unsupervised = pseudo_cross_entropy(
+            rest.logits,
+            rest.label,
+            valid,
+            confident_share(rest.confidence, valid, threshold=hard_threshold),
+            count_zeros=pseudo_pixels == "all",
             axis_name=axis_name,
         )
-        seen, _ = strengthen(strong_keys, mixed, None)
-        return (seen, mixed, label, confidence), teacher
+        metrics["pseudo_cross_entropy"] = unsupervised
+        metrics |= class_shares("labelled", labelled.label, model.num_classes)
+        metrics |= class_shares("pseudo", rest.label, model.num_classes)
+        return supervised_weight * supervised + pseudo_weight * unsupervised, metrics
 
     def loss(
         params: Tree, state: TrainState, batch: Batch, key: Array
     ) -> tuple[Array, Aux]:
-        weak_key, rest_key, mix_key, strong_key, term_key = jax.random.split(key, 5)
-        rows = parallel.row_ids(len(batch["image"]), axis_name)
-        images, labels = augment(
-            sample_keys(weak_key, rows), batch["image"], batch["label"]
-        )
-        unlabelled = batch[f"{UNLABELLED}image"]
-        rows = parallel.row_ids(len(unlabelled), axis_name)
-        weak, _ = augment(sample_keys(rest_key, rows), unlabelled, None)
-        (seen, mixed, pseudo, confidence), teacher = pseudo_labels(
-            state.method_state["teacher"],
-            weak,
-            (sample_keys(mix_key, rows), sample_keys(strong_key, rows)),
-            key,
+        *view_keys, term_key = jax.random.split(key, 5)
+        teacher = state.method_state["teacher"]
+        shown, shown_rest, teacher = show(
+            batch,
+            tuple(view_keys),
+            functools.partial(teach, teacher, key=key, number=2),
+            augment=augment,
+            strengthen=strengthen,
+            mix_mode=mix_mode,
+            num_classes=model.num_classes,
+            axis_name=axis_name,
         )
 
         def student(
@@ -219,34 +195,22 @@ def pseudo_labelled(
                 method=method,
             )
 
-        said, model_state = student(state.model_state, images, 0, "dense")
-        said_u, model_state = student(model_state, seen, 1, "dense")
-        known = jnp.ones(labels.shape, confidence.dtype)
-        labelled = Stream(images, images, labels, known, *said)
-        rest = Stream(seen, mixed, pseudo, confidence, *said_u)
-        if "labelled" in asked:
-            said, teacher = teach(teacher, images, key=key, number=3, method="taught")
-            labelled = labelled._replace(taught=said)
-        if "rest" in asked:
-            said, teacher = teach(teacher, seen, key=key, number=4, method="taught")
-            rest = rest._replace(taught=said)
+        said, model_state = student(state.model_state, shown.images, 0, "dense")
+        said_rest, model_state = student(model_state, shown_rest.images, 1, "dense")
+        streams = [Stream(*shown, *said), Stream(*shown_rest, *said_rest)]
+        for place, name in enumerate(("labelled", "rest")):
+            if name in asked:
+                taught, teacher = teach(
+                    teacher,
+                    streams[place].images,
+                    key=key,
+                    number=3 + place,
+                    method="taught",
+                )
+                streams[place] = streams[place]._replace(taught=taught)
+        labelled, rest = streams
 
-        supervised, metrics = labelled_loss(
-            labelled.logits, labels, dice_weight=0.5, axis_name=axis_name
-        )
-        valid = pseudo < model.num_classes
-        unsupervised = pseudo_cross_entropy(
-            rest.logits,
-            pseudo,
-            valid,
-            confident_share(confidence, valid, threshold=hard_threshold),
-            count_zeros=pseudo_pixels == "all",
-            axis_name=axis_name,
-        )
-        metrics["pseudo_cross_entropy"] = unsupervised
-        metrics |= class_shares("labelled", labels, model.num_classes)
-        metrics |= class_shares("pseudo", pseudo, model.num_classes)
-        value = supervised_weight * supervised + pseudo_weight * unsupervised
+        value, metrics = segmentation_loss(labelled, rest)
         method_state = {}
         for number, (name, term) in enumerate(terms.items()):
             more, own, model_state, more_metrics = term.loss(

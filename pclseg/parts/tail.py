@@ -15,9 +15,10 @@ from pclseg.methods.base import Array
 from pclseg.parts import bank
 from pclseg.parts.collapse import spread
 from pclseg.parts.pixels import joined, pixels_of, shape_of_all
-from pclseg.parts.pseudo_labels import Said, Stream, Student, Term
+from pclseg.parts.pseudo_labels import Said, Student, Term
 from pclseg.parts.sampler import check_sampler, draw_of
 from pclseg.parts.settings import require
+from pclseg.parts.streams import Stream
 from pclseg.state import Tree
 
 
