@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import nibabel as nib
 import numpy as np
 import optax
 import pytest
@@ -19,6 +20,7 @@ from test_action import (
 )
 
 from pclseg import models
+from pclseg.data.datasets import phantom
 from pclseg.errors import UserError
 from pclseg.models import heads
 from pclseg.parts.neighbours import averaged
@@ -307,6 +309,51 @@ def test_pixels_that_are_embedded_alike_are_warned_of():
     both = make("mona").diagnose(said | {"embedding_std": 0.01, "pseudo_share_1": 0.0})
     assert "nothing of class 1" in both
     assert both.endswith(warning)
+
+
+def slices(root, index):
+    """Four slices of a phantom, (images [4, 32, 32, 1], labels [4, 32, 32])."""
+    image, label = (
+        nib.as_closest_canonical(nib.load(root / kind / f"phantom_{index:02d}.nii.gz"))
+        .get_fdata()
+        .T[9:17:2, ::2, ::2]
+        for kind in ("images", "labels")
+    )
+    image = (image - image.mean()) / image.std()
+    label = np.searchsorted(phantom.LABEL_VALUES, label)
+    return image.astype(np.float32)[..., None], label.astype(np.int32)
+
+
+@pytest.mark.slow
+def test_two_phantoms_are_learnt_with_every_term(tmp_path):  # acceptance 11
+    phantom.generate(tmp_path / "raw", volumes=2, seed=0)
+    (image, label), (unlabelled, _) = (slices(tmp_path / "raw", i) for i in (0, 1))
+    data = {"image": image, "label": label, "unlabelled_image": unlabelled}
+    model = models.make(
+        "unet2d_pyramid",
+        width=8,
+        num_classes=CLASSES,
+        out_dim=16,
+        stride=2,
+        dtype="float32",
+        bn_groups=1,
+        backbone="pcl",
+    )
+    steps = 150
+    method = make("mona", model=model, entropy_steps=steps)
+    tx = optax.sgd(optax.cosine_decay_schedule(0.05, steps), 0.9)
+    state = init_state(method, tx, jax.random.key(1), data)
+    step = jax.jit(make_train_step(method, tx, None))
+    for _ in range(steps):
+        state, said = step(state, data, jax.random.key(2))
+    parts = ("tail_contrast", "equivariance", "neighbour_distance")
+    assert min(float(said[part]) for part in parts) > 0
+    trained = {"params": state.params, **state.model_state}
+    for weights in (trained, state.method_state["teacher"]):
+        found = np.asarray(model.apply(weights, image, train=False)).argmax(axis=-1)
+        for kind in range(1, CLASSES):
+            ours, theirs = found == kind, label == kind
+            assert 2 * (ours & theirs).sum() > 0.95 * (ours.sum() + theirs.sum())
 
 
 def test_averages_over_a_coarse_grid():
