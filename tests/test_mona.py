@@ -312,11 +312,11 @@ def test_pixels_that_are_embedded_alike_are_warned_of():
 
 
 def slices(root, index):
-    """Four slices of a phantom, (images [4, 32, 32, 1], labels [4, 32, 32])."""
+    """Two slices of a phantom, (images [2, 32, 32, 1], labels [2, 32, 32])."""
     image, label = (
         nib.as_closest_canonical(nib.load(root / kind / f"phantom_{index:02d}.nii.gz"))
         .get_fdata()
-        .T[9:17:2, ::2, ::2]
+        .T[9:17:4, ::2, ::2]
         for kind in ("images", "labels")
     )
     image = (image - image.mean()) / image.std()
@@ -327,8 +327,9 @@ def slices(root, index):
 @pytest.mark.slow
 def test_two_phantoms_are_learnt_with_every_term(tmp_path):  # acceptance 11
     phantom.generate(tmp_path / "raw", volumes=2, seed=0)
-    (image, label), (unlabelled, _) = (slices(tmp_path / "raw", i) for i in (0, 1))
-    data = {"image": image, "label": label, "unlabelled_image": unlabelled}
+    both = zip(*(slices(tmp_path / "raw", i) for i in (0, 1)), strict=True)
+    image, label = (np.concatenate(parts) for parts in both)
+    data = {"image": image, "label": label, "unlabelled_image": image}
     model = models.make(
         "unet2d_pyramid",
         width=8,

@@ -77,7 +77,7 @@ def neighbour_term(
 
 
 def averaged(features: Array, cells: int) -> Array:
-    """Means over a grid of cells, as a vector; cells of a side overlap or not by one.
+    """Means over a grid of cells, as a vector; cells that do not divide share a pixel.
 
     Args:
         features: [B, h, w, D] float.

@@ -270,8 +270,8 @@ def warn_of_lost_classes(metrics: Mapping[str, float]) -> str | None:
         return None
     return (
         f"the pseudo-labels have almost nothing of {', '.join(lost)}; if it stays so,"
-        " the network unlearns it: try a lower optimizer.peak_lr, a lower"
-        " method.pseudo_weight, or to start from weights of PCL."
+        " the network unlearns it: try to start from weights of PCL, or a lower"
+        " method.pseudo_weight."
     )
 
 

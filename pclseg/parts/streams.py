@@ -73,6 +73,9 @@ def show(
         mix_mode: of `strong.MIXES`.
         num_classes: K.
         axis_name: of the pmapped step, or None.
+
+    Raises:
+        UserError: there is no next slice to mix with.
     """
     labelled_key, rest_key, mix_key, strong_key = keys
     rows = parallel.row_ids(len(batch["image"]), axis_name)
