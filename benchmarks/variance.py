@@ -154,7 +154,7 @@ def variances(
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Standard deviation against n, a panel for each class."""
+    """SD against n, a panel for each class: computed, lines; drawn, marks."""
     kinds = list(dict.fromkeys(row["class"] for row in rows))
     with drawing.plain_matplotlib():
         figure = drawing.new_figure(3.2 * len(kinds), 3.4)
@@ -170,6 +170,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 marker = drawing.MARKERS[index]
                 axes.plot(numbers, found, marker, color=style["color"], markersize=4)
             axes.set_xscale("log", base=2)
+            axes.set_xticks(NUMBERS[::2], [str(number) for number in NUMBERS[::2]])
             drawing.set_log_scale(axes)
             drawing.plain_axes(axes)
             axes.set_title(f"{kind} ({own[0]['pixels']} pixels)", fontsize=9)

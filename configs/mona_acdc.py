@@ -77,7 +77,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             mirror_probability=0.5,
         ),
         sure_threshold=0.7,
-        neighbour_weight=1.0,
+        neighbour_weight=0.01,  # the paper's 1 embeds all pixels alike
         neighbours=5,
         pool_size=36,
         pool_cells=size["pool_cells"],
