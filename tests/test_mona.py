@@ -324,10 +324,10 @@ def slices(root, index):
     return image.astype(np.float32)[..., None], label.astype(np.int32)
 
 
-@pytest.mark.slow
-def test_two_phantoms_are_learnt_with_every_term(tmp_path):  # acceptance 11
-    phantom.generate(tmp_path / "raw", volumes=2, seed=0)
-    both = zip(*(slices(tmp_path / "raw", i) for i in (0, 1)), strict=True)
+def taught_two_phantoms(root, *, steps, seed=1, **changed):
+    """(model, last state, every step's metrics, images, labels)."""
+    phantom.generate(root / "raw", volumes=2, seed=0)
+    both = zip(*(slices(root / "raw", i) for i in (0, 1)), strict=True)
     image, label = (np.concatenate(parts) for parts in both)
     data = {"image": image, "label": label, "unlabelled_image": image}
     model = models.make(
@@ -340,21 +340,44 @@ def test_two_phantoms_are_learnt_with_every_term(tmp_path):  # acceptance 11
         bn_groups=1,
         backbone="pcl",
     )
-    steps = 150
-    method = make("mona", model=model, entropy_steps=steps)
+    method = make("mona", model=model, entropy_steps=steps, **changed)
     tx = optax.sgd(optax.cosine_decay_schedule(0.05, steps), 0.9)
-    state = init_state(method, tx, jax.random.key(1), data)
+    state = init_state(method, tx, jax.random.key(seed), data)
     step = jax.jit(make_train_step(method, tx, None))
+    said = []
     for _ in range(steps):
-        state, said = step(state, data, jax.random.key(2))
+        state, metrics = step(state, data, jax.random.key(2))
+        said.append(metrics)
+    return model, state, said, image, label
+
+
+@pytest.mark.slow
+def test_two_phantoms_are_learnt_with_every_term(tmp_path):  # acceptance 11
+    model, state, said, image, label = taught_two_phantoms(tmp_path, steps=150)
     parts = ("tail_contrast", "equivariance", "neighbour_distance")
-    assert min(float(said[part]) for part in parts) > 0
+    assert min(float(said[-1][part]) for part in parts) > 0
     trained = {"params": state.params, **state.model_state}
     for weights in (trained, state.method_state["teacher"]):
         found = np.asarray(model.apply(weights, image, train=False)).argmax(axis=-1)
         for kind in range(1, CLASSES):
             ours, theirs = found == kind, label == kind
             assert 2 * (ours & theirs).sum() > 0.95 * (ours.sum() + theirs.sum())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_phantom_trains_whatever_the_sampler(tmp_path, seed):  # ARCO, test 10
+    ends = {}
+    for sampler in ("naive", "stratified", "antithetic"):
+        _, _, said, *_ = taught_two_phantoms(
+            tmp_path, steps=40, seed=seed, sampler=sampler
+        )
+        contrast = np.array([float(one["tail_contrast"]) for one in said])
+        supervised = [float(one["cross_entropy"] + one["dice_loss"]) for one in said]
+        assert 0 < contrast[20:].var() < 0.01  # about a mean of 2.8
+        assert supervised[-1] < 0.5 * supervised[0]
+        ends[sampler] = contrast[-1]
+    assert len(set(ends.values())) == 3  # the draws do differ
 
 
 def test_averages_over_a_coarse_grid():
