@@ -17,6 +17,7 @@ SIZES = {
         pixels=dict(
             num_queries=256, num_negatives=512, bank_size=30000, keys_per_step=2048
         ),
+        warp_weight=1.0,
         pool_cells=16,
     ),
     "cpu": dict(
@@ -25,6 +26,8 @@ SIZES = {
         pixels=dict(
             num_queries=64, num_negatives=256, bank_size=2048, keys_per_step=256
         ),
+        # the paper's 1 at a rate ten times theirs undoes the pre-training
+        warp_weight=0.1,
         pool_cells=8,
     ),
 }
@@ -68,7 +71,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         key_rule="other_class",
         entropy_percent=20.0,
         entropy_steps=size["steps"][1],  # to be changed with the steps
-        warp_weight=1.0,
+        warp_weight=size["warp_weight"],
         warp=dict(
             degrees=(-60.0, 60.0),
             scale=(1 / 1.2, 1 / 0.8),

@@ -1,0 +1,41 @@
+r"""ACTION, ACTION++, MONA and ARCO on MSD Hippocampus, beside labelled slices alone.
+
+python -m pclseg.cli.grid configs/grids/hippocampus_semi.py --jobs=2 \
+    --out=runs/hippocampus_semi --set=data.raw_dir=data/Task04_Hippocampus
+
+All arms: network, optimiser and steps of fine-tuning as on ACDC, at the size for two
+CPU cores. `arco_ns` is ARCO with naive draws.
+"""
+
+import ml_collections
+
+ARMS = (
+    "configs/ssl4mis_scratch_hippocampus.py",
+    "configs/action_hippocampus.py",
+    "configs/action_pp_hippocampus.py",
+    "configs/mona_hippocampus.py",
+    "configs/arco_hippocampus.py arm=arco_ns finetune.method.sampler=naive",
+    "configs/arco_hippocampus.py arm=arco_sg",
+    "configs/arco_hippocampus.py arm=arco_sag finetune.method.sampler=antithetic",
+)
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The grid; it takes no argument."""
+    del arg
+    config = ml_collections.ConfigDict()
+    config.arms = ARMS
+    config.argument = ""
+    config.labelled = (2, 6)
+    config.folds = (0,)
+    config.seeds = (0, 1, 2)
+    config.settings = ("evaluate.every_epochs=1000",)
+    config.tune = dict(
+        key="finetune.optimizer.peak_lr",
+        candidates=(),
+        labelled=(2,),
+        fold=0,
+        seed=0,
+        holdout=20,
+    )
+    return config
