@@ -308,7 +308,10 @@ def test_pixels_that_are_embedded_alike_are_warned_of():
     assert warning.startswith("all pixels are embedded alike (embedding_std 0.010")
     both = make("mona").diagnose(said | {"embedding_std": 0.01, "pseudo_share_1": 0.0})
     assert "nothing of class 1" in both
+    assert "a lower method.warp_weight" in both
     assert both.endswith(warning)
+    lost = said | {"pseudo_share_1": 0.0}
+    assert "warp_weight" not in make("mona", warp_weight=0.0).diagnose(lost)
 
 
 def slices(root, index):

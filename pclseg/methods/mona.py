@@ -108,7 +108,13 @@ def make(
     )
 
     def diagnose(metrics: Mapping[str, float]) -> str | None:
-        said = method.diagnose(metrics), warn_of_equal_pixels(metrics)
+        lost = method.diagnose(metrics)
+        if lost and warp_weight:
+            lost += (
+                " Here a lower method.warp_weight, or optimizer.warmup_steps, may do"
+                " more: early steps of L_eqv can undo the pre-training."
+            )
+        said = lost, warn_of_equal_pixels(metrics)
         return " And: ".join(warning for warning in said if warning) or None
 
     return dataclasses.replace(method, diagnose=diagnose)
