@@ -46,6 +46,15 @@ def _naive(a, b, spacing, tolerance):
     }
 
 
+def test_distances_of_two_rectangles():  # MONA's specification, M15
+    a, b = _box((10, 10), (2, 2), (7, 7)), _box((10, 10), (3, 2), (8, 9))
+    for one, other, directed in ((a, b, 0.75), (b, a, 1.032514076994)):
+        found = surface_metrics(one, other, (1.0, 1.0), tolerance_mm=1.0)
+        assert found["asd_mm"] == pytest.approx(0.891257038497, abs=1e-10)
+        assert found["asd_legacy_voxel"] == pytest.approx(directed, abs=1e-10)
+        assert found["hd95_mm"] == 2
+
+
 @pytest.mark.parametrize(
     ("other", "spacing"),
     [((0, 0, 3), (9, 9, 1)), ((0, 1, 0), (1, 3, 1)), ((2, 0, 0), (1.5, 7, 7))],
