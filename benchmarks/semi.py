@@ -27,7 +27,7 @@ STAGES = (
     ("action", "finetune"),
     ("action_pp", "finetune"),
     ("mona", "finetune"),
-    ("arco", "finetune"),
+    ("arco_paper", "finetune"),
 )
 CLASSES = 4
 

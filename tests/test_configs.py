@@ -48,6 +48,7 @@ FIRST = {
     "mona": "action_local",
     "arco": "action_local",
     "arco_code": "action_local",
+    "arco_paper": "action_local",
     "pcl_arco": "pcl",
 }
 # Arms with a stage in the middle, and its method.

@@ -4,21 +4,25 @@ python -m pclseg.cli.grid configs/grids/acdc_arco.py --out=runs/acdc_arco --jobs
     --set=data.raw_dir=data/ACDC
 
 Patients, slices, fine-tuning steps, optimiser and seeds are those of `acdc_semi.py`,
-which has the arms to compare with. `arco_ns` is ARCO with naive draws.
+which has the arms to compare with. MONA is ARCO with naive draws, "arco_paper_ns" the
+same of ARCO without warps and strong views.
 """
 
 import ml_collections
 
 from pclseg.config import sibling
 
-ARCO, ACTION = "configs/arco_acdc.py", "configs/action_acdc.py"
+SAMPLER = "finetune.method.sampler"
+ARCO, PAPER = "configs/arco_acdc.py", "configs/arco_paper_acdc.py"
 ARMS = (
     "configs/mona_acdc.py",
-    f"{ARCO} arm=arco_ns finetune.method.sampler=naive",
     f"{ARCO} arm=arco_sg",
-    f"{ARCO} arm=arco_sag finetune.method.sampler=antithetic",
-    f"{ACTION} arm=action_sg finetune.method.sampler=stratified",
+    f"{ARCO} arm=arco_sag {SAMPLER}=antithetic",
+    f"configs/action_acdc.py arm=action_sg {SAMPLER}=stratified",
     "configs/pcl_arco_acdc.py",
+    f"{PAPER} arm=arco_paper_ns {SAMPLER}=naive",
+    f"{PAPER} arm=arco_paper_sg",
+    f"{PAPER} arm=arco_paper_sag {SAMPLER}=antithetic",
 )
 
 

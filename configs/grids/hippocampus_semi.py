@@ -4,7 +4,7 @@ python -m pclseg.cli.grid configs/grids/hippocampus_semi.py --jobs=2 \
     --out=runs/hippocampus_semi --set=data.raw_dir=data/Task04_Hippocampus
 
 All arms: network, optimiser and steps of fine-tuning as on ACDC, at the size for two
-CPU cores. `arco_ns` is ARCO with naive draws.
+CPU cores. MONA is ARCO with naive draws.
 """
 
 import ml_collections
@@ -14,7 +14,6 @@ ARMS = (
     "configs/action_hippocampus.py",
     "configs/action_pp_hippocampus.py",
     "configs/mona_hippocampus.py",
-    "configs/arco_hippocampus.py arm=arco_ns finetune.method.sampler=naive",
     "configs/arco_hippocampus.py arm=arco_sg",
     "configs/arco_hippocampus.py arm=arco_sag finetune.method.sampler=antithetic",
 )

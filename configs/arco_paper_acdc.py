@@ -1,0 +1,24 @@
+r"""ARCO on ACDC (cine MRI), as its paper has it: no warps and no strong views.
+
+python -m pclseg.main --config=configs/arco_paper_acdc.py --config.data.raw_dir=DIR \
+    --workdir=runs/arco_paper_acdc
+
+The rest is as in `arco_acdc.py`. It is compared with the same and naive draws,
+--config.finetune.method.sampler=naive. See docs/methods/arco.md.
+"""
+
+import ml_collections
+
+from pclseg.config import sibling
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; `arg` as in `pcl_acdc.py`."""
+    config = sibling(__file__, "arco_acdc.py", arg)
+    config.arm = "arco_paper"
+    config.pretrain.method.strong = dict(name="none")
+    method = config.finetune.method
+    method.strong = dict(name="none")
+    method.mix_mode = "none"
+    method.warp_weight = 0.0
+    return config
