@@ -5,7 +5,7 @@ python benchmarks/variance.py RUN [--out FILE] [--figure FILE.png]
 RUN is a finished run of MONA or ARCO. Its network sees one batch of its training. In a
 class of 32 pixels or more each gets its InfoNCE against the mean of the class and
 `num_negatives` keys of the bank, drawn once. The variance of the mean over n such
-pixels is computed for every way to draw them, and measured by drawing 2,000 times.
+pixels is computed for every way to draw them, and measured by drawing 10,000 times.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from pclseg.runner import trained_state
 
 NUMBERS = (16, 32, 64, 128, 256, 512, 1024)
 WAYS = ("naive", "stratified", "antithetic")
-DRAWS = 2000
+DRAWS = 10_000
 LEAST = 32  # pixels of a class
 
 
@@ -146,7 +146,8 @@ def variances(
                 drawn = sampler(jnp.asarray(classes), key, 1, n)
                 return jnp.asarray(whole)[drawn.pixels].mean()
 
-            keys = jax.random.split(jax.random.key(0), DRAWS)
+            key = jax.random.fold_in(jax.random.key(0), number)
+            keys = jax.random.split(key, DRAWS)
             many = jax.jit(functools.partial(jax.lax.map, mean))(keys)
             row[f"drawn_{way}"] = float(many.var())
         rows.append(row)

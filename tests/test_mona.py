@@ -10,6 +10,7 @@ import pytest
 from test_action import (
     CLASSES,
     MONA,
+    ROWS,
     Network,
     batch,
     leaves_apart,
@@ -23,7 +24,9 @@ from pclseg import models
 from pclseg.data.datasets import phantom
 from pclseg.errors import UserError
 from pclseg.models import heads
+from pclseg.parts.equivariance import equivariance_term
 from pclseg.parts.neighbours import averaged
+from pclseg.parts.streams import Stream
 from pclseg.parts.tail import percent_at
 from pclseg.train.step import init_state, make_train_step
 
@@ -41,6 +44,7 @@ def test_the_loss_is_the_sum_of_what_is_logged():
         expected += of_step["equivariance"] + of_step["neighbour_distance"]
         np.testing.assert_allclose(of_step["loss"], expected, rtol=1e-5)
     assert float(said[1]["neighbour_distance"]) == 0  # nobody is in the pool
+    assert float(said[1]["tail_contrast"]) > 0  # its own keys are in the banks before
     assert min(float(said[3][k]) for k in ("tail_contrast", "equivariance")) > 0
     assert float(said[3]["neighbour_distance"]) > 0
 
@@ -89,6 +93,37 @@ def test_labels_and_logits_are_warped_as_the_image_is(turned):
     assert abs(float(said["equivariance"])) < 1e-6
 
 
+def test_what_must_agree_is_warped_too():
+    """Of a mirrored slice with an object on the left the right half must agree."""
+    term = equivariance_term(
+        axis_name=None,
+        strong={"name": "none"},
+        warp_weight=1.0,
+        warp=STILL | {"mirror_probability": 1.0},
+        sure_threshold=0.5,
+    )
+    left = np.broadcast_to(np.arange(8) < 4, (1, 8, 8))
+    image = jnp.zeros((1, 8, 8, 1))
+    logits = left[..., None] * np.arange(CLASSES, dtype=np.float32)
+    label, known = jnp.asarray(left, jnp.int32), jnp.ones(left.shape)
+    stream = Stream(image, image, label, known, jnp.asarray(logits), image)
+    background = stream._replace(label=jnp.zeros_like(label))
+
+    def value(said_of_mirrored):
+        def student(state, images, number):
+            return jnp.asarray(said_of_mirrored), state
+
+        step, key = jnp.int32(0), jax.random.key(0)
+        said = term.loss(stream, background, student, {}, {}, step, key)
+        return float(said.value)
+
+    mirrored = logits[:, :, ::-1]
+    wrong = mirrored + np.asarray([3.0, 0.0, 0.0], np.float32)
+    assert abs(value(mirrored)) < 1e-6
+    assert abs(value(np.where(left[..., None], wrong, mirrored))) < 1e-6
+    assert value(np.where(left[..., None], mirrored, wrong)) > 0.1
+
+
 def test_only_objects_and_sure_pixels_must_agree():
     """Of background alone, or of nothing sure, nothing is asked."""
     data = batch(make("mona"))
@@ -118,6 +153,17 @@ def test_the_share_of_sure_pixels_falls_in_a_straight_line():  # M5
         percent = percent_at(jnp.int32(step), first=20.0, steps=94)
         term.append(float(percent))
     np.testing.assert_allclose(term, (20, 10, 0.212765957447, 0), rtol=1e-5)
+
+
+def test_in_the_end_only_labelled_pixels_send_queries():
+    method, states, _ = stepped("mona", entropy_percent=50.0)
+    shares = []
+    for step in (0, 4, 8):  # of 8
+        state = states[0].replace(step=jnp.int32(step))
+        _, aux = method.loss(state.params, state, batch(method), jax.random.key(3))
+        shares.append(float(aux.metrics["queries"]))
+    assert shares[0] > shares[1] > shares[2]
+    assert shares[2] <= ROWS / (ROWS + 3) + 1e-6
 
 
 def test_what_is_kept_of_the_teacher_is_what_it_says_as_one():
@@ -312,6 +358,9 @@ def test_pixels_that_are_embedded_alike_are_warned_of():
     assert both.endswith(warning)
     lost = said | {"pseudo_share_1": 0.0}
     assert "warp_weight" not in make("mona", warp_weight=0.0).diagnose(lost)
+    alike = said | {"embedding_std": 0.01}
+    assert "neighbour" not in make("mona", neighbour_weight=0.0).diagnose(alike)
+    assert make("mona", contrast_weight=0.0).diagnose(alike) is None
 
 
 def slices(root, index):
@@ -413,7 +462,7 @@ def test_averages_over_a_coarse_grid():
         ({"warp": {}}, "method.warp needs the setting"),
         ({"warp": STILL | {"angle": 3.0}}, "method.warp.*'angle'"),
         ({"warp": STILL | {"scale": (0.0, 1.0)}}, r"warp.scale is \(0.0, 1.0\)"),
-        ({"warp": STILL | {"degrees": (5.0, 1.0)}}, "warp.degrees is"),
+        ({"warp": STILL | {"degrees": (5.0, 1.0)}}, "warp.degrees .* low <= high"),
         ({"warp": STILL | {"mirror_probability": 2.0}}, "warp.mirror_probability is"),
     ],
 )

@@ -307,6 +307,11 @@ def test_wrong_settings_are_named(sampler, cells, expected):
         check_sampler(sampler, cells, 16)
 
 
+def test_a_single_draw_is_no_pair():
+    with pytest.raises(UserError, match="is 'antithetic'; expected one without pairs"):
+        check_sampler("antithetic", (1, 1), 1)
+
+
 def test_the_authors_draws_hold_for_very_many_pixels():
     """No product of whole numbers grows beyond 32 bits."""
     drawn = draw("folded", np.zeros((1, 1, 600_000), int), 4096, 1)[0, 0]

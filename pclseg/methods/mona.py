@@ -108,13 +108,17 @@ def make(
     )
 
     def diagnose(metrics: Mapping[str, float]) -> str | None:
-        lost = method.diagnose(metrics)
+        lost, alike = method.diagnose(metrics), None
         if lost and warp_weight:
             lost += (
-                " Here a lower method.warp_weight, or optimizer.warmup_steps, may do"
-                " more: early steps of L_eqv can undo the pre-training."
+                " Here a lower method.warp_weight, or optimizer.warmup_steps, may help"
+                " as well."
             )
-        said = lost, warn_of_equal_pixels(metrics)
-        return " And: ".join(warning for warning in said if warning) or None
+        if contrast_weight:
+            advice = "a higher method.contrast_weight"
+            if neighbour_weight:
+                advice = f"a lower method.neighbour_weight or {advice}"
+            alike = warn_of_equal_pixels(metrics, advice)
+        return " And: ".join(said for said in (lost, alike) if said) or None
 
     return dataclasses.replace(method, diagnose=diagnose)

@@ -38,12 +38,12 @@ def warn_of_collapse(metrics: Mapping[str, float]) -> str | None:
     )
 
 
-def warn_of_equal_pixels(metrics: Mapping[str, float]) -> str | None:
+def warn_of_equal_pixels(metrics: Mapping[str, float], advice: str) -> str | None:
     """A warning when all pixels are embedded alike, so that their contrast is idle."""
     if metrics["embedding_std"] > _SPREAD:
         return None
     return (
         f"all pixels are embedded alike (embedding_std {metrics['embedding_std']:.3f},"
         " 1 where evenly spread), so a contrast of pixels teaches nothing; if it stays"
-        " so, try a lower method.neighbour_weight or a higher method.contrast_weight."
+        f" so, try {advice}."
     )

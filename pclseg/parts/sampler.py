@@ -21,6 +21,9 @@ def check_sampler(sampler: str, sampler_cells: Sequence[int], number: int) -> No
     expected = "(rows, columns) of 1 or more cells"
     require("sampler_cells", tuple(sampler_cells), expected, holds)
     slots = {"stratified": number, "antithetic": number // 2}.get(sampler)
+    if slots == 0:
+        expected = "one without pairs, as a class has one draw"
+        require("sampler", repr(sampler), expected, False)
     if slots is not None:
         fits = math.prod(sampler_cells) <= slots
         expected = f"a grid of at most {slots} cells, as many as draws of a class"

@@ -53,7 +53,7 @@ def make_warp(settings: Mapping[str, Any]) -> Warp:
         ("scale", warp.scale, 1e-3),
     ):
         ordered = len(bounds) == 2 and least <= bounds[0] <= bounds[1]
-        expected = f"(low, high), {least} or more"
+        expected = f"(low, high) with {least:g} <= low <= high"
         require(f"warp.{name}", tuple(bounds), expected, ordered)
     require("warp.shift", warp.shift, ">= 0", warp.shift >= 0)
     require("warp.jitter", warp.jitter, ">= 0", warp.jitter >= 0)
