@@ -1,10 +1,11 @@
-r"""ARCO on ACDC (cine MRI), as the authors' code computes it, to compare with.
+r"""ARCO on ACDC (cine MRI), closer to the authors' code, to compare with.
 
 python -m pclseg.main --config=configs/arco_code_acdc.py --config.data.raw_dir=DIR \
     --workdir=runs/arco_code_acdc
 
-Their draws, keys, temperatures, pixels of L_unsup and teacher, and no neighbour term,
-as theirs has no gradient; the rest is as in `mona_acdc.py`, see docs/methods/arco.md.
+Their draws, keys, temperatures, pixels of L_unsup, teacher and weight of the warps, and
+no neighbour term, as theirs has no gradient; the rest is as in `mona_acdc.py`, see
+docs/methods/arco.md.
 """
 
 import ml_collections
@@ -24,4 +25,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     method.pseudo_pixels = "wrong"
     method.teacher_mode = "train"
     method.neighbour_weight = 0.0
+    method.warp_weight = 1.0
     return config

@@ -1,4 +1,4 @@
-r"""ARCO on ACDC (cine MRI), as its paper has it: no warps and no strong views.
+r"""ARCO on ACDC (cine MRI) without warps and strong views, as its paper has it.
 
 python -m pclseg.main --config=configs/arco_paper_acdc.py --config.data.raw_dir=DIR \
     --workdir=runs/arco_paper_acdc
