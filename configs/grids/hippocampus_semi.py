@@ -9,6 +9,8 @@ CPU cores. MONA is ARCO with naive draws.
 
 import ml_collections
 
+from pclseg.config import sibling
+
 ARMS = (
     "configs/ssl4mis_scratch_hippocampus.py",
     "configs/action_hippocampus.py",
@@ -22,19 +24,10 @@ ARMS = (
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The grid; it takes no argument."""
     del arg
-    config = ml_collections.ConfigDict()
+    config = sibling(__file__, "acdc_semi.py", "")
     config.arms = ARMS
     config.argument = ""
     config.labelled = (2, 6)
-    config.folds = (0,)
-    config.seeds = (0, 1, 2)
     config.settings = ("evaluate.every_epochs=1000",)
-    config.tune = dict(
-        key="finetune.optimizer.peak_lr",
-        candidates=(),
-        labelled=(2,),
-        fold=0,
-        seed=0,
-        holdout=20,
-    )
+    config.tune.update(labelled=(2,), holdout=20)
     return config
