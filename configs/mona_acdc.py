@@ -26,7 +26,7 @@ SIZES = {
         pixels=dict(
             num_queries=64, num_negatives=256, bank_size=2048, keys_per_step=256
         ),
-        # the paper's 1 at a rate ten times theirs undoes the pre-training
+        # 1 does harm at this rate, ten times the authors': docs/results.md
         warp_weight=0.1,
         pool_cells=8,
     ),

@@ -5,9 +5,9 @@ python -m pclseg.cli.grid configs/grids/acdc_mona_terms.py --jobs=2 \
 
 Split, sizes and seeds are those of `acdc_semi.py`. L_nn draws slices together and has
 nothing that holds them apart, so there are weights of it between 0 and the paper's 1;
-the other terms are left out, one an arm, where it has no part. L_eqv has the paper's
-weight of 1 but for "warp_0.1" and "without_warp"; at the rate of this size that undoes
-the pre-training, which a warm-up or a lower rate may spare.
+the other terms are left out, one an arm, where it has no part. L_eqv has the weight of
+the authors' code, 1, but for "warp_0.1" and "without_warp"; the last arms ask whether
+less of it, a warm-up or a lower rate does better at the rate of this size.
 """
 
 import ml_collections
