@@ -74,6 +74,23 @@ class Stage:
         learns = "label" in self.method.batch_keys
         return (self.config.data.subset,) if learns else ()
 
+    def remarks(self) -> list[str]:
+        """Settings that do not go with the number of steps, a line each."""
+        said, steps = [], f"but there are {self.num_steps} steps"
+        warmup = self.config.optimizer.warmup_steps
+        if warmup > self.num_steps:
+            said.append(
+                f"{self.name}: optimizer.warmup_steps is {warmup}, {steps}: the"
+                " learning rate ends on its way up."
+            )
+        falling = self.config.method.get("entropy_steps", self.num_steps)
+        if falling != self.num_steps:
+            said.append(
+                f"{self.name}: method.entropy_steps is {falling}, {steps}: it is meant"
+                " to be the same number."
+            )
+        return said
+
     def example(self, num_rows: int | None = None) -> Batch:
         """A batch for shapes: zeros, but `num_slices` as it is.
 

@@ -55,7 +55,7 @@ def _stage_lines(stage: Stage, devices: Sequence[jax.Device]) -> list[str]:
     ]
     for name, value in sorted(stage.example().items()):
         lines.append(f"  batch[{name!r}] {value.dtype} {list(value.shape)}")
-    return lines + _positives_lines(stage)
+    return lines + _positives_lines(stage) + [f"  {line}" for line in stage.remarks()]
 
 
 def _positives_lines(stage: Stage) -> list[str]:

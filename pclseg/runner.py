@@ -240,6 +240,8 @@ def train_stage(run: Run, stage: Stage) -> None:
     if processes.first_says(building.is_finished(folder)):
         log.info("%s: finished before, skipped", stage.name)
         return
+    for line in stage.remarks():
+        log.warning("%s", line)
     folder.mkdir(parents=True, exist_ok=True)
     settings = stage.config.train
     checkpoints = Checkpoints(

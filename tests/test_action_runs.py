@@ -114,6 +114,8 @@ def test_what_a_run_keeps_and_says(whole):
     log = (run / "log.txt").read_text()
     for earlier, stage in zip(STAGES[arm], STAGES[arm][1:], strict=False):
         assert f"{stage}: a new start from {run / earlier}, step {STEPS}" in log
+    falls = f"finetune: method.entropy_steps is 1000, but there are {STEPS} steps"
+    assert (falls in log) == (arm == "mona")
 
 
 @pytest.mark.slow

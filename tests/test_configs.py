@@ -178,12 +178,25 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
         assert f"method {MIDDLE[arm]}," in stages["local"]
     if "arco" in arm or arm == "mona":
         assert "method mona," in stages["finetune"]
+        assert "entropy_steps" not in stages["finetune"]
     if "action" in arm:
         method = arm.removeprefix("pcl_")
         assert f"method {method}," in stages["finetune"]
     if arm in ("pcl", "gcl", "simclr", "gcl_proper", "gcl_local"):
         positives = re.search(r"per anchor: mean ([\d.]+), least", stages["pretrain"])
         assert float(positives[1]) >= 1  # the other view of the same slice
+
+
+def test_steps_that_do_not_go_together_are_told(dry_run):
+    few = [f"--config.{stage}.train.steps=9" for stage in ("pretrain", "finetune")]
+    slow = "--config.pretrain.optimizer.warmup_steps={}".format
+    stages, _ = dry_run("mona_phantom", *few, slow(9))
+    assert "warmup_steps" not in stages["pretrain"]
+    falls = "finetune: method.entropy_steps is 1000, but there are 9 steps"
+    assert falls in stages["finetune"]
+    stages, _ = dry_run("mona_phantom", *few, slow(10))
+    rises = "pretrain: optimizer.warmup_steps is 10, but there are 9 steps"
+    assert rises in stages["pretrain"]
 
 
 def count(text):

@@ -463,6 +463,8 @@ def test_averages_over_a_coarse_grid():
         ({"warp": STILL | {"angle": 3.0}}, "method.warp.*'angle'"),
         ({"warp": STILL | {"scale": (0.0, 1.0)}}, r"warp.scale is \(0.0, 1.0\)"),
         ({"warp": STILL | {"degrees": (5.0, 1.0)}}, "warp.degrees .* low <= high"),
+        ({"warp": STILL | {"scale": (1.0, 11.0)}}, r"0\.1 <= low <= high <= 10"),
+        ({"warp": STILL | {"jitter": 0.25}}, "warp.jitter is 0.25; .* less than 0.25"),
         ({"warp": STILL | {"mirror_probability": 2.0}}, "warp.mirror_probability is"),
     ],
 )

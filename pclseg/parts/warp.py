@@ -19,6 +19,7 @@ from pclseg.parts.settings import require
 Array = jax.Array
 
 CONTROL = 5  # points along an axis
+_MEET = 1 / (CONTROL - 1)  # the jitter with which neighbours may change places
 _HAIR = 1e-3  # pixels
 
 
@@ -27,9 +28,9 @@ class Warp(NamedTuple):
 
     Attributes:
         degrees: (low, high) of the rotation.
-        scale: 0 < low <= high, above 1 the object shrinks.
+        scale: (low, high) of the factor; above 1 the object shrinks.
         shift: along either axis, at most so much, in halves of the longer side.
-        jitter: of every control point, likewise.
+        jitter: of every control point, likewise, but in halves of that axis.
         mirror_probability: that all slices of a step are mirrored, left to right.
     """
 
@@ -48,15 +49,16 @@ def make_warp(settings: Mapping[str, Any]) -> Warp:
     """
     check_arguments(Warp, "method.warp", settings)
     warp = Warp(**settings)
-    for name, bounds, least in (
-        ("degrees", warp.degrees, -180.0),
-        ("scale", warp.scale, 1e-3),
+    for name, bounds, least, most in (
+        ("degrees", warp.degrees, -180.0, 180.0),
+        ("scale", warp.scale, 0.1, 10.0),
     ):
-        ordered = len(bounds) == 2 and least <= bounds[0] <= bounds[1]
-        expected = f"(low, high) with {least:g} <= low <= high"
+        ordered = len(bounds) == 2 and least <= bounds[0] <= bounds[1] <= most
+        expected = f"(low, high) with {least:g} <= low <= high <= {most:g}"
         require(f"warp.{name}", tuple(bounds), expected, ordered)
     require("warp.shift", warp.shift, ">= 0", warp.shift >= 0)
-    require("warp.jitter", warp.jitter, ">= 0", warp.jitter >= 0)
+    expected = f"0 or more, less than {_MEET:g}, where control points would meet"
+    require("warp.jitter", warp.jitter, expected, 0 <= warp.jitter < _MEET)
     share = warp.mirror_probability
     require("warp.mirror_probability", share, "0..1", 0 <= share <= 1)
     return warp
