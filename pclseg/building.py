@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -120,6 +121,7 @@ class Stage:
         )
         return init(self.key)
 
+    @functools.cached_property
     def abstract(self) -> TrainState:
         """Shapes and dtypes of `init()`, without computing it."""
         return jax.eval_shape(
@@ -354,7 +356,7 @@ def build_stages(
     for name in config.stages:
         with _about(f"config.{name}"):
             stages[name] = build_stage(config, name, infos, split, num_classes)
-            stages[name].abstract()  # what its method refuses, it refuses here
+            _ = stages[name].abstract  # what its method refuses, it refuses here
     check_transfers(stages)
     return stages
 
@@ -369,8 +371,8 @@ def check_transfers(stages: Mapping[str, Stage]) -> None:
         if source := stages.get(stage.config.init_from):
             with _about(f"config.{name}.init_from={source.name}"):
                 transfer(
-                    weights(source.abstract()),
-                    weights(stage.abstract()),
+                    weights(source.abstract),
+                    weights(stage.abstract),
                     parts=stage.config.init_parts,
                 )
 
@@ -392,7 +394,7 @@ def check_sources(
                 _, earlier = source_variables(Path(source))
                 transfer(
                     earlier,
-                    weights(stage.abstract()),
+                    weights(stage.abstract),
                     parts=stage.config.init_parts,
                 )
 

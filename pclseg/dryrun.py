@@ -42,7 +42,7 @@ def describe(
 
 
 def _stage_lines(stage: Stage, devices: Sequence[jax.Device]) -> list[str]:
-    plan, state = stage.plan, stage.abstract()
+    plan, state = stage.plan, stage.abstract
     height, width = plan.crop_size
     activations = _residual_bytes(stage, devices) / 2**20
     lines = [
@@ -87,7 +87,7 @@ def _residual_bytes(stage: Stage, devices: Sequence[jax.Device]) -> int:
     batch = jax.tree.map(lambda x: x[:own], batch)
     kept = jax.eval_shape(
         parallel.pmap_shares(backward, devices, others=1),
-        stage.abstract(),
+        stage.abstract,
         batch,
         stage.key,
     )

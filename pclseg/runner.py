@@ -318,7 +318,7 @@ def _first_state(run: Run, stage: Stage, checkpoints: Checkpoints) -> TrainState
     """
     if not processes.is_first():
         return stage.init()
-    state = checkpoints.restore(stage.abstract())
+    state = checkpoints.restore(stage.abstract)
     if state is not None:
         log.info(
             "%s: going on from step %d of %d", stage.name, state.step, stage.num_steps
@@ -408,7 +408,7 @@ def trained_state(stage: Stage, folder: Path) -> TrainState:
             return stage.init()  # for its shapes
         building.check_finished(folder)
         checkpoints = Checkpoints(folder / "checkpoints", keep=stage.config.train.keep)
-        state = checkpoints.restore(stage.abstract())
+        state = checkpoints.restore(stage.abstract)
         checkpoints.close()
         if state is None:
             raise UserError(

@@ -158,7 +158,7 @@ def config_for(root: Path, arm: str = "pcl", *more: str) -> ConfigDict:
 
 def stage_folder(folder, stage, *, patients, labels=()):
     """RUN/STAGE of a finished run, as another run starts from it."""
-    shapes = stage.abstract()
+    shapes = stage.abstract
 
     def zeros(tree):
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
