@@ -1,23 +1,27 @@
-r"""ACTION, ACTION++, MONA and ARCO on MSD Hippocampus, beside labelled slices alone.
+r"""ACTION, ACTION++, MONA, ARCO on MSD Hippocampus, beside labelled slices alone.
 
 python -m pclseg.cli.grid configs/grids/hippocampus_semi.py --jobs=2 \
     --out=runs/hippocampus_semi --set=data.raw_dir=data/Task04_Hippocampus
 
 All arms: network, optimiser and steps of fine-tuning as on ACDC, at the size for two
-CPU cores. MONA is ARCO with naive draws.
+CPU cores. MONA is ARCO with naive draws; "action_sg" is ACTION with stratified ones.
 """
 
 import ml_collections
 
 from pclseg.config import sibling
 
+SAMPLER = "finetune.method.sampler"
 ARMS = (
     "configs/ssl4mis_scratch_hippocampus.py",
     "configs/action_hippocampus.py",
+    f"configs/action_hippocampus.py arm=action_sg {SAMPLER}=stratified",
     "configs/action_pp_hippocampus.py",
+    "configs/pcl_action_pp_hippocampus.py",
     "configs/mona_hippocampus.py",
     "configs/arco_hippocampus.py arm=arco_sg",
-    "configs/arco_hippocampus.py arm=arco_sag finetune.method.sampler=antithetic",
+    f"configs/arco_hippocampus.py arm=arco_sag {SAMPLER}=antithetic",
+    "configs/pcl_arco_hippocampus.py",
 )
 
 
