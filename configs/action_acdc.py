@@ -65,6 +65,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     config.arm = "action"
     config.stages = ("pretrain", "local", "finetune")
+    config.evaluate.every_epochs = 50  # of the few labelled slices: short ones
     stage = config.finetune
     stage.data.crop_size = size["crop_size"]
     stage.augment = dict(

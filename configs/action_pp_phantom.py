@@ -14,6 +14,4 @@ from pclseg.config import sibling, with_stages_of
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The config; `arg` as in `pcl_phantom.py`."""
     config = sibling(__file__, "scratch_phantom.py", arg)
-    config = with_stages_of(config, sibling(__file__, "action_pp_acdc.py", "size=cpu"))
-    config.pretrain.model.window = 16
-    return config
+    return with_stages_of(config, sibling(__file__, "action_pp_acdc.py", "size=cpu"))

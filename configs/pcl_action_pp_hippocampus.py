@@ -20,5 +20,4 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.pretrain = sibling(__file__, "pcl_hippocampus.py", arg).pretrain
     for key in ("width", "backbone"):
         config.pretrain.model[key] = config.local.model[key]
-    config.local.model.window = 16
     return config

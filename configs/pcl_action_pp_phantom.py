@@ -21,5 +21,4 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     for key in ("width", "backbone"):
         pretrain.model[key] = config.local.model[key]
     config.pretrain = pretrain
-    config.local.model.window = 16
     return config

@@ -142,6 +142,12 @@ def parse_arg(arg: str | None, **defaults: Any) -> SimpleNamespace:
     return SimpleNamespace(**values)
 
 
+def argument(arg: str | None, name: str, default: str) -> str:
+    """The value of `name` in a string as of `parse_arg`, which checks the others."""
+    given = [item.partition("=") for item in (arg or "").split(",")]
+    return next((value for key, _, value in reversed(given) if key == name), default)
+
+
 def pick(what: str, name: str, choices: dict[str, Any]) -> Any:
     """`choices[name]`, with a UserError that lists the choices."""
     if name not in choices:
@@ -164,16 +170,33 @@ def with_stages_of(
 
     Args:
         config: with a section `finetune`; its data stay.
-        other: whose stages take the crop and the number of classes of that section.
+        other: whose stages take the crop and the number of classes of that section, and
+            windows of about a quarter of that crop, as the authors of ACTION have them.
+            How often is validated goes with them.
     """
     own = config.finetune
+    own_values = dict(
+        num_classes=own.model.num_classes, window=_window(own.data.crop_size)
+    )
     config.arm, config.stages = other.arm, other.stages
+    config.evaluate.every_epochs = other.evaluate.every_epochs
     for name in other.stages:
         stage = config[name] = other[name]
         stage.data.crop_size = own.data.crop_size
-        if "num_classes" in stage.model:
-            stage.model.num_classes = own.model.num_classes
+        for key in own_values.keys() & stage.model.keys():
+            stage.model[key] = own_values[key]
     return config
+
+
+def _window(crop_size: Sequence[int]) -> int:
+    """The side nearest to a quarter of the crop that local heads can cut."""
+    fits = [
+        side
+        for side in range(8, min(crop_size) + 1, 8)
+        if not any(length % (side // 2) for length in crop_size)
+    ]
+    quarter = min(crop_size) / 4
+    return min(fits, key=lambda side: (abs(side - quarter), -side), default=8)
 
 
 def as_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:

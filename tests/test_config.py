@@ -7,6 +7,7 @@ import pytest
 from tiny import ROOT
 
 from pclseg.config import (
+    argument,
     as_dict,
     is_override,
     load_config,
@@ -14,6 +15,7 @@ from pclseg.config import (
     parse_arg,
     pick,
     sibling,
+    with_stages_of,
 )
 from pclseg.config_rules import check_config, check_only
 from pclseg.errors import UserError
@@ -39,6 +41,35 @@ def test_no_argument_gives_the_defaults(arg):
 
 def test_value_of_an_argument_may_hold_an_equals_sign():
     assert parse_arg(r"patient=(sub=\d+)", patient="").patient == r"(sub=\d+)"
+
+
+def test_one_argument_is_found_among_others():
+    given = r"images=a*,size=cpu,patient=(sub=\d+),size=gpu"
+    assert argument(given, "size", "paper") == "gpu"  # the last, as parse_arg takes it
+    assert argument(given, "patient", "") == r"(sub=\d+)"
+    for arg in ("", None, "sizes=cpu"):
+        assert argument(arg, "size", "paper") == "paper"
+
+
+@pytest.mark.parametrize(
+    ("crop", "window"),
+    [(256, 64), (96, 24), (64, 16), (48, 16), (112, 32), (80, 16), (16, 8)],
+)
+def test_stages_of_another_dataset_take_the_size_of_this_one(crop, window):
+    own = sibling(f"{ROOT}/configs/a.py", "scratch_phantom.py", "")
+    other = sibling(f"{ROOT}/configs/a.py", "mona_acdc.py", "size=cpu")
+    data = own.data.to_dict()
+    own.finetune.data.crop_size = (crop, crop + 2 * window)
+    own.finetune.model.num_classes = 7
+    config = with_stages_of(own, other)
+    assert config.arm == "mona" and config.stages == ("pretrain", "finetune")
+    assert config.data.to_dict() == data
+    assert config.evaluate.every_epochs == other.evaluate.every_epochs == 50
+    assert config.pretrain.model.window == window
+    for name in config.stages:
+        assert config[name].data.crop_size == (crop, crop + 2 * window)
+        assert config[name].model.num_classes == 7
+    assert "window" not in config.finetune.model
 
 
 @pytest.mark.parametrize("arg", ["fodl=1", "fold", "=1", "fold=1.5", "debug=yes"])

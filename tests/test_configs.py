@@ -149,8 +149,8 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
 ):
     monkeypatch.chdir(tmp_path)  # where relative folders would appear
     data = name.split("_")[-1]
-    more = ["--config.finetune.model.num_classes=3"] if data == "nifti" else []
-    stages, lines = dry_run(name, *more, arg=arg)
+    arg = f"classes=3,{arg}" if data == "nifti" else arg
+    stages, lines = dry_run(name, arg=arg)
     assert list(tmp_path.iterdir()) == []
     assert lines[0].startswith("dataset ")
     assert lines[1].startswith("slices along axis ")

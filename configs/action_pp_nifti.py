@@ -1,0 +1,19 @@
+r"""ACTION++ on your own NIfTI volumes.
+
+python -m pclseg.main --workdir=runs/action_pp --config.data.raw_dir=DIR \
+    --config=configs/action_pp_nifti.py:images=scans,labels=masks,classes=3
+
+Stages of `action_pp_acdc.py`, size=gpu as its `paper`; data as in `pcl_nifti.py`.
+"""
+
+import ml_collections
+
+from pclseg.config import argument, sibling, with_stages_of
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; `arg` as in `pcl_nifti.py`."""
+    config = sibling(__file__, "scratch_nifti.py", arg)
+    size = "cpu" if argument(arg, "size", "gpu") == "cpu" else "paper"
+    stages = sibling(__file__, "action_pp_acdc.py", f"size={size}")
+    return with_stages_of(config, stages)

@@ -1,0 +1,19 @@
+r"""ARCO on your own NIfTI volumes.
+
+python -m pclseg.main --workdir=runs/arco --config.data.raw_dir=DIR \
+    --config=configs/arco_nifti.py:images=scans,labels=masks,classes=3
+
+Stages of `arco_acdc.py`, size=gpu as its `paper`; data as in `pcl_nifti.py`.
+"""
+
+import ml_collections
+
+from pclseg.config import argument, sibling, with_stages_of
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; `arg` as in `pcl_nifti.py`."""
+    config = sibling(__file__, "scratch_nifti.py", arg)
+    size = "cpu" if argument(arg, "size", "gpu") == "cpu" else "paper"
+    stages = sibling(__file__, "arco_acdc.py", f"size={size}")
+    return with_stages_of(config, stages)

@@ -1,0 +1,20 @@
+r"""The baseline of ACTION and its kin on own volumes: labelled slices alone.
+
+python -m pclseg.main --workdir=runs/ssl4mis_scratch --config.data.raw_dir=DIR \
+    --config=configs/ssl4mis_scratch_nifti.py:images=scans,labels=masks,classes=3
+
+The stage of `ssl4mis_scratch_acdc.py`, size=gpu as its `paper`; data as in
+`pcl_nifti.py`.
+"""
+
+import ml_collections
+
+from pclseg.config import argument, sibling, with_stages_of
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config; `arg` as in `pcl_nifti.py`."""
+    config = sibling(__file__, "scratch_nifti.py", arg)
+    size = "cpu" if argument(arg, "size", "gpu") == "cpu" else "paper"
+    stages = sibling(__file__, "ssl4mis_scratch_acdc.py", f"size={size}")
+    return with_stages_of(config, stages)
