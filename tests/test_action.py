@@ -51,6 +51,7 @@ ACTION = dict(
     strong=STRONG,
     mix_mode="cutmix",
     pseudo_weight=1.0,
+    pseudo_ramp_steps=0,
     pseudo_pixels="all",
     contrast_weight=0.01,
     contrast_temperature=(0.5, 0.5),
@@ -82,6 +83,7 @@ MONA = dict(
     strong=STRONG,
     mix_mode="cutmix",
     pseudo_weight=1.0,
+    pseudo_ramp_steps=0,
     pseudo_pixels="all",
     hard_threshold=0.97,
     teacher_momentum=0.9,
@@ -446,12 +448,16 @@ def test_pixels_that_cost_nothing_may_be_left_out_of_the_mean():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["action", "action_pp"])
-def test_the_loss_is_the_sum_of_what_is_logged(name):
-    _, _, said = stepped(name, count=2)
-    said = {key: float(value) for key, value in said[2].items()}
+@pytest.mark.parametrize(
+    ("name", "ramp", "weight"),
+    [("action", 0, 1.0), ("action_pp", 0, 1.0), ("action", 4, np.exp(-5 * 0.75**2))],
+)
+def test_the_loss_is_the_sum_of_what_is_logged(name, ramp, weight):
+    _, _, said = stepped(name, count=2, pseudo_ramp_steps=ramp)
+    said = {key: float(value) for key, value in said[2].items()}  # of step 1
     expected = 0.5 * (said["cross_entropy"] + said["dice_loss"])
-    expected += said["pseudo_cross_entropy"] + 0.01 * said["anatomical_contrast"]
+    expected += weight * said["pseudo_cross_entropy"]
+    expected += 0.01 * said["anatomical_contrast"]
     if name == "action_pp":
         expected += 0.01 * (said["class_contrast"] + said["centre_contrast"])
     np.testing.assert_allclose(said["loss"], expected, rtol=1e-5)
