@@ -145,7 +145,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             strong=strong,
             mix_mode="cutmix",
             pseudo_weight=1.0,
-            pseudo_ramp_steps=0,
             pseudo_pixels="all",
             contrast_weight=0.01,
             contrast_temperature=(0.5, 0.5),

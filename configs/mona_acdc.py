@@ -58,7 +58,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         strong=dict(stage.method.strong),
         mix_mode="cutmix",
         pseudo_weight=1.0,
-        pseudo_ramp_steps=0,
         pseudo_pixels="all",
         hard_threshold=0.97,
         teacher_momentum=0.99,

@@ -450,7 +450,6 @@ def test_averages_over_a_coarse_grid():
     ("change", "said"),
     [
         ({"supervised_weight": -1.0}, "supervised_weight is -1.0; expected >= 0"),
-        ({"pseudo_ramp_steps": -1}, "pseudo_ramp_steps is -1; expected 0 or more"),
         ({"contrast_temperature": 0.0}, "contrast_temperature is 0.0; expected > 0"),
         ({"num_queries": 0}, "num_queries is 0; expected 1 or more"),
         ({"entropy_steps": 0}, "entropy_steps is 0; expected 1 or more"),

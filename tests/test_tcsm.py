@@ -21,8 +21,7 @@ from pclseg.losses.distillation import squared_difference
 from pclseg.methods import tcsm
 from pclseg.models.layers import BatchNorm
 from pclseg.parts import ema
-from pclseg.parts.consistency import consistency
-from pclseg.parts.ramp import ramp_up
+from pclseg.parts.consistency import consistency, ramp_up
 from pclseg.state import TrainState
 from pclseg.train.metrics import read_rows
 from pclseg.train.step import init_state, make_train_step

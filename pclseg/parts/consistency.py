@@ -13,7 +13,6 @@ from pclseg.losses.distillation import squared_difference
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts import ema, segmenter
 from pclseg.parts.passes import train_pass
-from pclseg.parts.ramp import ramp_up
 from pclseg.parts.settings import require
 from pclseg.parts.supervision import check_dice_weight, labelled_loss
 from pclseg.state import TrainState, Tree
@@ -133,3 +132,17 @@ def consistency(
         also_predict={"teacher": functools.partial(segmenter.predict_teacher, model)},
         needs_square=needs_square,
     )
+
+
+def ramp_up(step: Array, *, max_weight: float, ramp_steps: int) -> Array:
+    """Weight of the consistency, max_weight * exp(-5 (1 - min(step, E) / E)^2).
+
+    Laine & Aila 2017, arXiv 1610.02242.
+
+    Args:
+        step: integer, from 0.
+        max_weight: from step E on.
+        ramp_steps: E.
+    """
+    left = 1 - jnp.minimum(step, ramp_steps) / ramp_steps
+    return max_weight * jnp.exp(-5 * jnp.square(left))

@@ -20,7 +20,6 @@ from pclseg.losses.segmentation import pixel_cross_entropy
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts import ema, segmenter
 from pclseg.parts.passes import train_pass
-from pclseg.parts.ramp import ramp_up
 from pclseg.parts.settings import require
 from pclseg.parts.streams import Stream, show
 from pclseg.parts.strong import MIXES, strong_view
@@ -82,7 +81,6 @@ def pseudo_labelled(
     strong: Mapping[str, Any],
     mix_mode: str,
     pseudo_weight: float,
-    pseudo_ramp_steps: int,
     pseudo_pixels: str,
     hard_threshold: float,
     teacher_momentum: float,
@@ -110,8 +108,6 @@ def pseudo_labelled(
         strong: settings of the augmentation that makes the strong view.
         mix_mode: of `strong.MIXES`, before it.
         pseudo_weight: >= 0.
-        pseudo_ramp_steps: until the weight is that, see `ramp_up`; 0, as in the papers,
-            for all steps.
         pseudo_pixels: "all", L_unsup is a mean over all pixels with a pseudo-label, or
             "wrong", over those whose cross entropy is not 0 in float32, as in the
             authors' code.
@@ -126,8 +122,6 @@ def pseudo_labelled(
     require("mix_mode", repr(mix_mode), f"one of: {', '.join(MIXES)}", holds)
     require("supervised_weight", supervised_weight, ">= 0", supervised_weight >= 0)
     require("pseudo_weight", pseudo_weight, ">= 0", pseudo_weight >= 0)
-    ramps = pseudo_ramp_steps >= 0
-    require("pseudo_ramp_steps", pseudo_ramp_steps, "0 or more", ramps)
     known = pseudo_pixels in ("all", "wrong")
     require("pseudo_pixels", repr(pseudo_pixels), "'all' or 'wrong'", known)
     require("hard_threshold", hard_threshold, "0..1", 0 <= hard_threshold <= 1)
@@ -153,7 +147,7 @@ def pseudo_labelled(
         return params, model_state, method_state
 
     def segmentation_loss(
-        labelled: Stream, rest: Stream, step: Array
+        labelled: Stream, rest: Stream
     ) -> tuple[Array, dict[str, Array]]:
         supervised, metrics = labelled_loss(
             labelled.logits, labelled.label, dice_weight=0.5, axis_name=axis_name
@@ -170,8 +164,7 @@ def pseudo_labelled(
         metrics["pseudo_cross_entropy"] = unsupervised
         metrics |= class_shares("labelled", labelled.label, model.num_classes)
         metrics |= class_shares("pseudo", rest.label, model.num_classes)
-        weight = ramp_up(step, max_weight=pseudo_weight, ramp_steps=pseudo_ramp_steps)
-        return supervised_weight * supervised + weight * unsupervised, metrics
+        return supervised_weight * supervised + pseudo_weight * unsupervised, metrics
 
     def loss(
         params: Tree, state: TrainState, batch: Batch, key: Array
@@ -217,7 +210,7 @@ def pseudo_labelled(
                 streams[place] = streams[place]._replace(taught=taught)
         labelled, rest = streams
 
-        value, metrics = segmentation_loss(labelled, rest, state.step)
+        value, metrics = segmentation_loss(labelled, rest)
         method_state = {}
         for number, (name, term) in enumerate(terms.items()):
             more, own, model_state, more_metrics = term.loss(
