@@ -77,20 +77,21 @@ class Stage:
 
     def remarks(self) -> list[str]:
         """Settings that do not go with the number of steps, a line each."""
-        said, steps = [], f"but there are {self.num_steps} steps"
-        warmup = self.config.optimizer.warmup_steps
-        if warmup > self.num_steps:
-            said.append(
-                f"{self.name}: optimizer.warmup_steps is {warmup}, {steps}: the"
-                " learning rate ends on its way up."
-            )
-        falling = self.config.method.get("entropy_steps", self.num_steps)
-        if falling != self.num_steps:
-            said.append(
-                f"{self.name}: method.entropy_steps is {falling}, {steps}: it is meant"
-                " to be the same number."
-            )
-        return said
+        method, warmup = self.config.method, self.config.optimizer.warmup_steps
+        said = []
+        if warmup > self.num_steps / 2:
+            why = "the learning rate stays far below its peak"
+            said.append(("optimizer.warmup_steps", warmup, why))
+        moving = any(
+            name.endswith("_temperature") and np.ptp(value) > 0
+            for name, value in method.items()
+        )
+        for name, counts in (("entropy_steps", True), ("temperature_period", moving)):
+            if counts and method.get(name, self.num_steps) != self.num_steps:
+                why = "it is meant to be the same number"
+                said.append((f"method.{name}", method[name], why))
+        steps = f"but there are {self.num_steps} steps"
+        return [f"{self.name}: {key} is {n}, {steps}: {why}." for key, n, why in said]
 
     def example(self, num_rows: int | None = None) -> Batch:
         """A batch for shapes: zeros, but `num_slices` as it is.

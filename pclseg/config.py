@@ -189,7 +189,10 @@ def with_stages_of(
 
 
 def _window(crop_size: Sequence[int]) -> int:
-    """The side nearest to a quarter of the crop that local heads can cut."""
+    """The side nearest to a quarter of the crop that local heads can cut.
+
+    Far smaller where a side of the crop has a large prime factor, as 304 has.
+    """
     fits = [
         side
         for side in range(8, min(crop_size) + 1, 8)

@@ -53,13 +53,22 @@ def test_one_argument_is_found_among_others():
 
 @pytest.mark.parametrize(
     ("crop", "window"),
-    [(256, 64), (96, 24), (64, 16), (48, 16), (112, 32), (80, 16), (16, 8)],
+    [
+        ((256, 384), 64),
+        ((144, 96), 24),
+        ((96, 64), 16),
+        ((48, 48), 16),
+        ((112, 112), 32),
+        ((80, 112), 16),
+        ((16, 32), 8),
+        ((50, 50), 8),  # which the network refuses
+    ],
 )
 def test_stages_of_another_dataset_take_the_size_of_this_one(crop, window):
     own = sibling(f"{ROOT}/configs/a.py", "scratch_phantom.py", "")
     other = sibling(f"{ROOT}/configs/a.py", "mona_acdc.py", "size=cpu")
     data = own.data.to_dict()
-    own.finetune.data.crop_size = (crop, crop + 2 * window)
+    own.finetune.data.crop_size = crop
     own.finetune.model.num_classes = 7
     config = with_stages_of(own, other)
     assert config.arm == "mona" and config.stages == ("pretrain", "finetune")
@@ -67,9 +76,53 @@ def test_stages_of_another_dataset_take_the_size_of_this_one(crop, window):
     assert config.evaluate.every_epochs == other.evaluate.every_epochs == 50
     assert config.pretrain.model.window == window
     for name in config.stages:
-        assert config[name].data.crop_size == (crop, crop + 2 * window)
+        assert config[name].data.crop_size == crop
         assert config[name].model.num_classes == 7
     assert "window" not in config.finetune.model
+
+
+SEMI = ("ssl4mis_scratch", "action", "action_pp", "pcl_action_pp", "mona", "arco")
+
+
+@pytest.mark.parametrize("arm", SEMI)
+@pytest.mark.parametrize(("size", "of"), [("gpu", "paper"), ("cpu", "cpu")])
+def test_configs_for_own_volumes_have_the_stages_of_acdc(arm, size, of):
+    own, acdc = (
+        sibling(f"{ROOT}/configs/a.py", f"{arm}_{data}.py", arg)
+        for data, arg in (
+            ("nifti", f"size={size},crop=112,classes=5,labelled=9"),
+            ("acdc", f"size={of}"),
+        )
+    )
+    plain = sibling(f"{ROOT}/configs/a.py", "pcl_nifti.py", f"size={size},crop=112")
+    assert (own.arm, own.stages) == (acdc.arm, acdc.stages)
+    assert own.data.split.labelled == 9 and own.data.options == plain.data.options
+    for name in own.stages:
+        ours, theirs = own[name], acdc[name]
+        assert ours.data.crop_size == (112, 112)
+        assert ours.model.get("num_classes", 5) == 5
+        assert ours.model.get("window", 32) == 32
+        for key in ("width", "backbone", "name"):
+            assert ours.model[key] == theirs.model[key]
+        if ours.method.name != "pcl":
+            assert ours.method == theirs.method and ours.train == theirs.train
+    if arm == "pcl_action_pp":
+        pcl, other = own.pretrain, acdc.pretrain if size == "cpu" else plain.pretrain
+        assert pcl.augment == plain.pretrain.augment
+        assert pcl.method == plain.pretrain.method
+        assert pcl.optimizer == other.optimizer and pcl.train == other.train
+        assert pcl.data.batch_size == other.data.batch_size
+
+
+def test_arco_after_pcl_takes_its_stages_from_arco():
+    pcl_arco, arco = (
+        sibling(f"{ROOT}/configs/a.py", f"{arm}_hippocampus.py", "")
+        for arm in ("pcl_arco", "arco")
+    )
+    local = dict(pcl_arco.local, init_from="", init_parts=arco.pretrain.init_parts)
+    assert local == dict(arco.pretrain) and pcl_arco.local.init_from == "pretrain"
+    assert dict(pcl_arco.finetune, init_from="pretrain") == dict(arco.finetune)
+    assert pcl_arco.pretrain.model.backbone == arco.pretrain.model.backbone
 
 
 @pytest.mark.parametrize("arg", ["fodl=1", "fold", "=1", "fold=1.5", "debug=yes"])

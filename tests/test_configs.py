@@ -174,11 +174,11 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
         assert f"method {SCRATCH[arm]}," in stages["finetune"]
     if has_pretraining(name):
         assert f"method {FIRST.get(arm, arm)}," in stages["pretrain"]
+    assert "the same number" not in "".join(stages.values())
     if arm in MIDDLE:
         assert f"method {MIDDLE[arm]}," in stages["local"]
     if "arco" in arm or arm == "mona":
         assert "method mona," in stages["finetune"]
-        assert "entropy_steps" not in stages["finetune"]
     if "action" in arm:
         method = arm.removeprefix("pcl_")
         assert f"method {method}," in stages["finetune"]
@@ -187,16 +187,21 @@ def test_dry_run_tells_all_of_a_run_and_writes_nothing(
         assert float(positives[1]) >= 1  # the other view of the same slice
 
 
-def test_steps_that_do_not_go_together_are_told(dry_run):
+@pytest.mark.parametrize("warmup", [4, 5])
+def test_steps_that_do_not_go_together_are_told(warmup, dry_run):
     few = [f"--config.{stage}.train.steps=9" for stage in ("pretrain", "finetune")]
-    slow = "--config.pretrain.optimizer.warmup_steps={}".format
-    stages, _ = dry_run("mona_phantom", *few, slow(9))
-    assert "warmup_steps" not in stages["pretrain"]
-    falls = "finetune: method.entropy_steps is 1000, but there are 9 steps"
-    assert falls in stages["finetune"]
-    stages, _ = dry_run("mona_phantom", *few, slow(10))
-    rises = "pretrain: optimizer.warmup_steps is 10, but there are 9 steps"
-    assert rises in stages["pretrain"]
+    slow = f"--config.pretrain.optimizer.warmup_steps={warmup}"
+    mona, _ = dry_run("mona_phantom", *few, slow)
+    falls = "finetune: method.entropy_steps is 1000, but there are 9 steps: it is meant"
+    assert falls in mona["finetune"]
+    rises = "pretrain: optimizer.warmup_steps is 5, but there are 9 steps: the learning"
+    assert (rises in mona["pretrain"]) == (warmup == 5)
+    assert "temperature_period" not in mona["pretrain"]  # its temperatures stay
+    if warmup == 4:
+        action_pp, _ = dry_run("action_pp_phantom", *few)
+        for stage, period in (("pretrain", 300), ("finetune", 1000)):
+            moves = f"{stage}: method.temperature_period is {period}, but there are 9"
+            assert moves in action_pp[stage]
 
 
 def count(text):

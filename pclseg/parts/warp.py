@@ -56,7 +56,7 @@ def make_warp(settings: Mapping[str, Any]) -> Warp:
         ordered = len(bounds) == 2 and least <= bounds[0] <= bounds[1] <= most
         expected = f"(low, high) with {least:g} <= low <= high <= {most:g}"
         require(f"warp.{name}", tuple(bounds), expected, ordered)
-    require("warp.shift", warp.shift, ">= 0", warp.shift >= 0)
+    require("warp.shift", warp.shift, "0..2", 0 <= warp.shift <= 2)
     expected = f"0 or more, less than {_MEET:g}, where control points would meet"
     require("warp.jitter", warp.jitter, expected, 0 <= warp.jitter < _MEET)
     share = warp.mirror_probability
