@@ -240,8 +240,6 @@ def train_stage(run: Run, stage: Stage) -> None:
     if processes.first_says(building.is_finished(folder)):
         log.info("%s: finished before, skipped", stage.name)
         return
-    for line in stage.remarks():
-        log.warning("%s", line)
     folder.mkdir(parents=True, exist_ok=True)
     settings = stage.config.train
     checkpoints = Checkpoints(
@@ -258,6 +256,8 @@ def train_stage(run: Run, stage: Stage) -> None:
                 path.unlink(missing_ok=True)  # of a last checkpoint that is gone
             writer = MetricWriter(folder, first_step=first_step, mirror=run.mirror)
             feed = processes.together(lambda: _feed(run, stage, first_step))
+        for line in stage.remarks():
+            log.warning("%s", line)
         epoch = stage.plan.steps_per_epoch
         train(
             make_train_step(stage.method, stage.tx, stage.axis_name),
