@@ -26,4 +26,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     method.teacher_mode = "train"
     method.neighbour_weight = 0.0
     method.warp_weight = 1.0
+    config.finetune.optimizer.warmup_steps = 0
     return config

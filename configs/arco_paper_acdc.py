@@ -21,4 +21,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     method.strong = dict(name="none")
     method.mix_mode = "none"
     method.warp_weight = 0.0
+    config.finetune.optimizer.warmup_steps = 0
     return config

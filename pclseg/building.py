@@ -82,6 +82,10 @@ class Stage:
         if warmup > self.num_steps / 2:
             why = "the learning rate stays far below its peak"
             said.append(("optimizer.warmup_steps", warmup, why))
+        ramp = method.get("ramp_steps", 0)
+        if ramp > self.num_steps:
+            why = "the consistency stays below its weight"
+            said.append(("method.ramp_steps", ramp, why))
         moving = any(
             name.endswith("_temperature") and np.ptp(value) > 0
             for name, value in method.items()

@@ -47,6 +47,7 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
         ) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"{file}: get_config returns no ml_collections.ConfigDict.")
+    config = _apart(config)
     if "stages" in config and "wandb" not in config:
         with config.unlocked():
             config.wandb = ""  # the one key that may be left out; no number needs it
@@ -160,7 +161,23 @@ def pick(what: str, name: str, choices: dict[str, Any]) -> Any:
 
 def sibling(file: str, name: str, arg: str | None) -> ml_collections.ConfigDict:
     """The config of file `name` beside the file `file`, to change what differs."""
-    return runpy.run_path(str(Path(file).with_name(name)))["get_config"](arg)
+    return _apart(runpy.run_path(str(Path(file).with_name(name)))["get_config"](arg))
+
+
+def _apart(section: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy in which no two keys hold the same section, but references stay.
+
+    `dict(stage, ...)` copies one level, so two stages would share the sections below,
+    and a change of one stage would be one of both.
+    """
+    return ml_collections.ConfigDict(
+        {
+            key: _apart(value)
+            if isinstance(value, ml_collections.ConfigDict)
+            else value
+            for key, value in section.items(preserve_field_references=True)
+        }
+    )
 
 
 def with_stages_of(

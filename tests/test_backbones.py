@@ -26,6 +26,18 @@ def test_it_has_the_number_of_parameters_of_the_specification():
     assert set(shapes["params"]) == {"encoder", "decoder"}
 
 
+def test_logits_of_bfloat16_features_are_not_rounded_to_bfloat16():
+    model = models.make(
+        "unet2d", width=2, num_classes=4, **(COMMON | {"dtype": "bfloat16"})
+    )
+    image = jax.random.normal(jax.random.key(1), (1, 32, 32, 1))
+    variables = model.init(jax.random.key(0), image, train=False)
+    logits = model.apply(variables, image, train=False)
+    assert logits.dtype == jnp.float32
+    rounded = logits.astype(jnp.bfloat16).astype(jnp.float32)
+    assert (logits != rounded).mean() > 0.9
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 4), (16, 8)])
 def test_twice_the_size_is_linear_between_corners(shape):
     values = np.random.default_rng(0).normal(size=(2, *shape, 3))

@@ -81,6 +81,43 @@ def test_stages_of_another_dataset_take_the_size_of_this_one(crop, window):
     assert "window" not in config.finetune.model
 
 
+FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
+
+
+def sections(config):
+    for value in config.values():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield value
+            yield from sections(value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_two_keys_of_a_config_are_one_section(name):
+    found = [id(section) for section in sections(load_config(f"{ROOT}/configs/{name}"))]
+    assert len(found) == len({*found})
+
+
+def test_a_change_of_one_stage_is_none_of_another():
+    config = load_config(f"{ROOT}/configs/mona_acdc.py")
+    before = config.pretrain.augment.turn_probability
+    override(config, ["--config.finetune.augment.turn_probability=0.125"])
+    assert config.finetune.augment.turn_probability == 0.125
+    assert config.pretrain.augment.turn_probability == before != 0.125
+
+
+def test_references_of_a_config_stay(tmp_path):
+    (tmp_path / "a.py").write_text(
+        "import ml_collections\n"
+        "def get_config():\n"
+        "    config = ml_collections.ConfigDict(dict(a=dict(x=1)))\n"
+        "    config.b = dict(y=config.a.get_ref('x'))\n"
+        "    return config\n"
+    )
+    config = load_config(str(tmp_path / "a.py"))
+    override(config, ["--config.a.x=2"])
+    assert config.b.y == 2
+
+
 SEMI = ("ssl4mis_scratch", "action", "action_pp", "pcl_action_pp", "mona", "arco")
 
 

@@ -198,6 +198,9 @@ def test_steps_that_do_not_go_together_are_told(warmup, dry_run):
     assert (rises in mona["pretrain"]) == (warmup == 5)
     assert "temperature_period" not in mona["pretrain"]  # its temperatures stay
     if warmup == 4:
+        tcsm, _ = dry_run("tcsm_phantom", "--config.finetune.train.steps=9")
+        rises = "finetune: method.ramp_steps is 525, but there are 9 steps: the consist"
+        assert rises in tcsm["finetune"]
         action_pp, _ = dry_run("action_pp_phantom", *few)
         for stage, period in (("pretrain", 300), ("finetune", 1000)):
             moves = f"{stage}: method.temperature_period is {period}, but there are 9"

@@ -226,6 +226,17 @@ def test_same_key_gives_the_encoder_of_pcl():
         jax.tree.map(np.testing.assert_array_equal, params[part], state.params[part])
 
 
+def test_slices_of_two_channels_are_learnt_from():
+    method, _ = make()
+    data = batch()
+    data["image"] = np.concatenate([data["image"], -data["image"]], axis=-1)
+    state = init_state(method, optax.sgd(0.1), jax.random.key(0), data)
+    kernels = jax.tree.leaves(state.params["encoder"])
+    assert 2 in {kernel.shape[-2] for kernel in kernels if kernel.ndim == 4}
+    loss = jax.jit(lambda *args: method.loss(*args, jax.random.key(1)))
+    assert np.isfinite(loss(state.params, state, data)[0])
+
+
 def test_bank_starts_with_a_random_unit_vector_for_every_slice():
     bank = np.asarray(jitted()[2].method_state["bank"], np.float64)
     assert bank.shape == (SLICES, DIM)

@@ -3,9 +3,10 @@ r"""MONA, ARCO and their draws on ACDC, in the split of SSL4MIS.
 python -m pclseg.cli.grid configs/grids/acdc_arco.py --out=runs/acdc_arco --jobs=2 \
     --set=data.raw_dir=data/ACDC
 
-Patients, slices, fine-tuning steps, optimiser and seeds are those of `acdc_semi.py`,
-which has the arms to compare with. MONA is ARCO with naive draws, "arco_paper_ns" the
-same of ARCO without warps and strong views.
+Patients, slices, fine-tuning steps and seeds are those of `acdc_semi.py`, which has the
+arms to compare "action_sg" and "arco_paper" with. At size=cpu the others warm up, and
+so does "ssl4mis_scratch_warmup_200" of `acdc_warmup.py`. MONA is ARCO with naive draws,
+"arco_paper_ns" the same of ARCO without warps and strong views.
 """
 
 import ml_collections

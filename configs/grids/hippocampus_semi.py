@@ -4,7 +4,8 @@ python -m pclseg.cli.grid configs/grids/hippocampus_semi.py --jobs=2 \
     --out=runs/hippocampus_semi --set=data.raw_dir=data/Task04_Hippocampus
 
 All arms: network, optimiser and steps of fine-tuning as on ACDC, at the size for two
-CPU cores. MONA is ARCO with naive draws; "action_sg" is ACTION with stratified ones.
+CPU cores. MONA and ARCO warm up, the others do not, but for labels alone, which do both.
+MONA is ARCO with naive draws; "action_sg" is ACTION with stratified ones.
 """
 
 import ml_collections
@@ -12,8 +13,10 @@ import ml_collections
 from pclseg.config import sibling
 
 SAMPLER = "finetune.method.sampler"
+SCRATCH = "configs/ssl4mis_scratch_hippocampus.py"
 ARMS = (
-    "configs/ssl4mis_scratch_hippocampus.py",
+    SCRATCH,
+    f"{SCRATCH} arm=ssl4mis_scratch_warmup finetune.optimizer.warmup_steps=200",
     "configs/action_hippocampus.py",
     f"configs/action_hippocampus.py arm=action_sg {SAMPLER}=stratified",
     "configs/action_pp_hippocampus.py",

@@ -87,7 +87,8 @@ def make(
                 "the stage has a single slice; method 'pirl' tells slices apart and"
                 " expects 2 or more."
             )
-        shape = (len(images), jigsaw.PATCHES, patch_size, patch_size, 1)
+        size = (patch_size, patch_size, images.shape[-1])
+        shape = (len(images), jigsaw.PATCHES, *size)
         patches = jnp.zeros(shape, jnp.float32)
         variables = model.init(key, images, patches, train=False, method="pair")
         noise = jax.random.normal(

@@ -108,10 +108,11 @@ class Decoder(nn.Module):
             of level i [B, H / 2^(i-1), W / 2^(i-1), 2^(i-1) width] of `dtype`.
         """
         maps = _expand(self, centre, skips, last_level=1, train=train)
+        # In float32: thresholds of confidence and entropies are finer than bfloat16.
         logits = layers.conv3x3(
-            self.num_classes, dtype=self.dtype, name="logits", fan_in=9 * self.width
+            self.num_classes, dtype="float32", name="logits", fan_in=9 * self.width
         )
-        return logits(maps[-1]).astype(jnp.float32), maps
+        return logits(maps[-1]), maps
 
 
 class LowerDecoder(nn.Module):
