@@ -174,6 +174,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         train=size["finetune"],
     )
     config.evaluate = dict(
-        every_epochs=size["every_epochs"], batch_size=10, tolerance_mm=2.0
+        every_epochs=size["every_epochs"],
+        batch_size=10,
+        tolerance_mm=2.0,
+        grid="file",
     )
     return config

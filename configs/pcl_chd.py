@@ -143,5 +143,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         train=dict(epochs=100, steps=0, log_every=50, checkpoint_every=500, keep=2),
     )
-    config.evaluate = dict(every_epochs=2, batch_size=10, tolerance_mm=2.0)
+    config.evaluate = dict(every_epochs=2, batch_size=10, tolerance_mm=2.0, grid="file")
     return config

@@ -140,5 +140,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         train=dict(epochs=0, steps=1500, log_every=50, checkpoint_every=200, keep=2),
     )
-    config.evaluate = dict(every_epochs=50, batch_size=10, tolerance_mm=1.0)
+    config.evaluate = dict(
+        every_epochs=50, batch_size=10, tolerance_mm=1.0, grid="file"
+    )
     return config

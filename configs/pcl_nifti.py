@@ -219,5 +219,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         every_epochs=size["every_epochs"],
         batch_size=10,
         tolerance_mm=2.0,  # of the surface Dice: what you would not correct by hand
+        grid="file",  # scores of the files in predictions/
     )
     return config

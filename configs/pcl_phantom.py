@@ -135,5 +135,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         train=dict(epochs=0, steps=700, log_every=100, checkpoint_every=100, keep=2),
     )
-    config.evaluate = dict(every_epochs=20, batch_size=10, tolerance_mm=2.0)
+    config.evaluate = dict(
+        every_epochs=20, batch_size=10, tolerance_mm=2.0, grid="file"
+    )
     return config

@@ -17,6 +17,7 @@ from pclseg.errors import UserError
 from pclseg.evaluation.cases import read_cases
 from pclseg.files import read_json
 from pclseg.network import Network
+from pclseg.reports.runs import grid_of
 from pclseg.templating import render
 
 # Licences by the names that the Hugging Face hub takes in the head of a card.
@@ -207,9 +208,10 @@ def _scored(run: Path, config: ml_collections.ConfigDict) -> str:
         else "none of whom it saw in training"
     )
     cases = len({row["case"] for row in rows})
-    tolerance = config.evaluate.tolerance_mm
+    tolerance, grid = config.evaluate.tolerance_mm, grid_of(config)
     return (
-        f"{cases} cases of {len(scored)} patients, {learnt}. NSD at {tolerance:g} mm."
+        f"{cases} cases of {len(scored)} patients, {learnt}. Scored on {grid}; NSD at"
+        f" {tolerance:g} mm."
     )
 
 

@@ -16,6 +16,7 @@ from pclseg import processes
 from pclseg.data import PIPELINES
 from pclseg.data.lines import DTYPES
 from pclseg.errors import UserError
+from pclseg.evaluation.cases import GRIDS
 from pclseg.named import nearest
 
 Section = ml_collections.ConfigDict
@@ -142,6 +143,7 @@ _EVALUATE = {
     "every_epochs": whole(1),
     "batch_size": whole(1),
     "tolerance_mm": _NOT_NEGATIVE,
+    "grid": _one_of(*GRIDS),
 }
 _STAGE = {
     "init_from": _TEXT,

@@ -17,10 +17,13 @@ from pclseg import building, cohort, diagnostics, processes, rundir, scoring
 from pclseg.building import Outline, Stage
 from pclseg.config import as_dict
 from pclseg.data import host_pipeline, splits
-from pclseg.data.tfds_store import Store, open_store
+from pclseg.data.datasets.base import Dataset
+from pclseg.data.prepare import native_label
+from pclseg.data.tfds_store import CaseInfo, Store, open_store
 from pclseg.errors import UserError
 from pclseg.evaluation import components
 from pclseg.evaluation.cases import Row, summarise, write_cases
+from pclseg.evaluation.inference import block_of
 from pclseg.feed import Feed, device_feed, host_feed
 from pclseg.files import read_json, write_json
 from pclseg.methods.base import Method
@@ -49,6 +52,7 @@ class Run:
     predictions: Path
     devices: Sequence[jax.Device]
     stop: StopFlag
+    dataset: Dataset
     store: Store
     split: splits.Split
     stages: Mapping[str, Stage]
@@ -144,6 +148,7 @@ def execute(
         predictions=predictions,
         devices=devices,
         stop=stop,
+        dataset=dataset,
         store=store,
         split=split,
         stages=building.build_stages(
@@ -487,6 +492,7 @@ def evaluate(run: Run) -> None:
         "labelled_patients": list(run.split.labelled),
         "transductive": run.config.data.transductive,
         "tolerance_mm": run.config.evaluate.tolerance_mm,
+        "grid": run.config.evaluate.grid,
         **others,
     }
     write_json(run.workdir / "summary.json", summary)
@@ -501,11 +507,18 @@ def _score(
     predict = scoring.volume_predictor(
         method, state, crop_size=stage.plan.crop_size, batch_size=settings.batch_size
     )
+    cases = {case.name: case for case in run.dataset.cases}
+
+    def of_file(info: CaseInfo) -> np.ndarray:
+        return native_label(cases[info.name], run.dataset, info.geometry)
+
     return scoring.score_cases(
         predict,
         run.store,
         run.rows(run.scored_subset()),
         folder,
+        native_label=of_file if settings.grid == "file" else None,
+        block=block_of(settings.batch_size),
         tolerance_mm=settings.tolerance_mm,
         stop=run.stop,
     )

@@ -1,7 +1,10 @@
 """Scores of a trained state: pooled Dice while training, rows per case at the end."""
 
+import dataclasses
+import functools
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -10,15 +13,21 @@ import numpy as np
 
 from pclseg import processes
 from pclseg.data import make_pipeline
+from pclseg.data.geometry import orient
 from pclseg.data.plan import Plan
 from pclseg.data.slices import slice_table
-from pclseg.data.tfds_store import Store, Volume
-from pclseg.data.volume import restore_label
+from pclseg.data.tfds_store import CaseInfo, Store
+from pclseg.data.volume import label_dtype, restore_label
 from pclseg.data.volume_file import write_volume
 from pclseg.errors import UserError
 from pclseg.evaluation import components
 from pclseg.evaluation.cases import Row, case_rows
-from pclseg.evaluation.inference import MULTIPLE, Predictor, predict_volume
+from pclseg.evaluation.inference import (
+    MULTIPLE,
+    Predictor,
+    in_blocks,
+    predict_volume,
+)
 from pclseg.evaluation.overlap import counts, dice_from_counts
 from pclseg.methods.base import Method
 from pclseg.state import TrainState
@@ -75,27 +84,36 @@ def pooled_validation(
         }
     )
     num_classes = len(store.class_names)
-    batches: list[dict[str, np.ndarray]] = []  # cut once; small beside the volumes
+    number_of_batches = plan.steps_per_epoch
+
+    @functools.cache
+    def batches() -> dict[int, dict[str, np.ndarray]]:
+        """Those of this process, by their number; labels as small as can be."""
+        mine = {*processes.turns(number_of_batches)}
+        dtype = label_dtype(range(num_classes))
+        every = make_pipeline(
+            pipeline,
+            store=store,
+            plan=plan,
+            keys=frozenset({"image", "label"}),
+            first_step=0,
+            num_steps=number_of_batches,
+            prefetch=1,
+        )
+        return {
+            number: batch | {"label": batch["label"].astype(dtype)}
+            for number, batch in enumerate(every)
+            if number in mine
+        }
 
     def validate(state: TrainState) -> dict[str, float]:
-        if not batches:
-            batches.extend(
-                make_pipeline(
-                    pipeline,
-                    store=store,
-                    plan=plan,
-                    keys=frozenset({"image", "label"}),
-                    first_step=0,
-                    num_steps=plan.steps_per_epoch,
-                    prefetch=1,
-                )
-            )
+        own_batches = batches()
         totals = {name: np.zeros((num_classes, 3), np.int64) for name in networks}
-        for number in processes.turns(len(batches)):
+        for number in processes.turns(number_of_batches):
             stop.check()
             if number is None:
                 continue
-            batch = batches[number]
+            batch = own_batches[number]
             predictions = jax.device_get(predict(state, batch["image"]))
             # the last batch is filled with repeats
             real = min(plan.num_slices - number * batch_size, batch_size)
@@ -193,6 +211,8 @@ def score_cases(
     rows: Sequence[int],
     folder: Path | None,
     *,
+    native_label: Callable[[CaseInfo], np.ndarray] | None,
+    block: int,
     tolerance_mm: float,
     stop: StopFlag,
 ) -> tuple[list[Row], list[list[list[float]]]]:
@@ -204,6 +224,9 @@ def score_cases(
         rows: labelled volumes of the store.
         folder: where `<case>.nii.gz` go, on the grid of the input, with its values; or
             None to keep no prediction.
+        native_label: the class ids [Z, H, W] of a volume on the grid of its file, where
+            what goes to `folder` is scored; None to score on the prepared grid.
+        block: slices whose probabilities are in memory at a time.
         tolerance_mm: of the normalised surface distance.
         stop: polled between volumes.
 
@@ -218,30 +241,43 @@ def score_cases(
         if number is None:
             continue
         volume = store.volume(rows[number])
-        if volume.label is None:
-            raise ValueError(f"{volume.info.name} has no label; it cannot be scored.")
-        probs = predict(volume.image)
-        ids = probs.argmax(axis=-1)
-        rows_of_case = case_rows(
-            volume.info, ids, volume.label, store.class_names, tolerance_mm=tolerance_mm
-        )
-        compared = components.compare(ids, volume.label, len(store.class_names))
-        scored[number] = rows_of_case, compared
+        info, label, geometry = volume.info, volume.label, volume.info.geometry
+        if label is None:
+            raise ValueError(f"{info.name} has no label; it cannot be scored.")
+        ids = np.empty_like(label)
+        slices = _noted(in_blocks(predict, volume.image, block), ids)
+        classes = range(len(store.label_values))
+        native = restore_label(slices, geometry, label_values=classes)
         if folder is not None:
-            _write_native(folder, volume, probs, store.label_values)
-        log.info("evaluate %d/%d %s", number + 1, len(rows), volume.info.name)
+            _write_native(folder, info, native, store.label_values)
+        # Where preparation did not resample, both grids are one.
+        if native_label and geometry.shape != geometry.native_shape:
+            ids, label = orient(native, geometry), native_label(info)
+            info = dataclasses.replace(info, spacing=geometry.native_spacing)
+        names = store.class_names
+        rows_of_case = case_rows(info, ids, label, names, tolerance_mm=tolerance_mm)
+        scored[number] = rows_of_case, components.compare(ids, label, len(names))
+        log.info("evaluate %d/%d %s", number + 1, len(rows), info.name)
     everyone = [pair for own in processes.gather(list(scored.items())) for pair in own]
     cases = [scores for _, scores in sorted(everyone, key=lambda pair: pair[0])]
     return [row for own, _ in cases for row in own], [parts for _, parts in cases]
 
 
+def _noted(blocks: Iterable[np.ndarray], ids: np.ndarray) -> Iterator[np.ndarray]:
+    """The slices of blocks of probabilities; their likeliest classes go to `ids`."""
+    slices = itertools.chain.from_iterable(blocks)
+    for of_slice, probs in zip(ids, slices, strict=True):
+        of_slice[...] = probs.argmax(axis=-1)
+        yield probs
+
+
 def _write_native(
-    folder: Path, volume: Volume, probs: np.ndarray, label_values: Sequence[int]
+    folder: Path, info: CaseInfo, ids: np.ndarray, label_values: Sequence[int]
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    native = restore_label(probs, volume.info.geometry, label_values=label_values)
-    path = folder / f"{volume.info.name}.nii.gz"
-    write_volume(path, native, like=Path(volume.info.image_path))
+    values = np.asarray(label_values, label_dtype(label_values))
+    path = folder / f"{info.name}.nii.gz"
+    write_volume(path, values[ids], like=Path(info.image_path))
 
 
 def _logits(method: Method) -> Callable[[TrainState, jax.Array], jax.Array]:

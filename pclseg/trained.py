@@ -21,7 +21,15 @@ from pclseg.data.volume import (
 from pclseg.data.volume_file import check_affine, check_image
 from pclseg.errors import UserError
 from pclseg.evaluation.components import chosen_classes, keep_largest
-from pclseg.evaluation.inference import MULTIPLE, Predictor, mean_of, with_flips
+from pclseg.evaluation.inference import (
+    BLOCK,
+    MULTIPLE,
+    Predictor,
+    block_of,
+    in_blocks,
+    mean_of,
+    with_flips,
+)
 from pclseg.network import Network
 from pclseg.scoring import LEAST_TILE
 
@@ -49,7 +57,7 @@ class Segmenter:
     label_values: tuple[int, ...]
     channels: tuple[Channel, ...]
     alone: tuple[int, ...] = ()
-    block: int = 32
+    block: int = BLOCK
 
     @property
     def classes(self) -> dict[str, int]:
@@ -89,15 +97,8 @@ class Segmenter:
         return self.label(slices, geometry)
 
     def blocks(self, image: np.ndarray) -> Iterator[np.ndarray]:
-        """Class probabilities [z, H, W, K] of some slices after others.
-
-        Those of a whole volume would take more memory than anything else.
-
-        Args:
-            image: prepared, [Z, H, W, C].
-        """
-        for first in range(0, len(image), self.block):
-            yield self.predictor(image[first : first + self.block])
+        """Class probabilities of a prepared image [Z, H, W, C], see `in_blocks`."""
+        return in_blocks(self.predictor, image, self.block)
 
     def label(
         self,
@@ -241,7 +242,7 @@ def load_segmenter(
         label_values=first.label_values,
         channels=first.channels,
         alone=_alone(networks) if largest_part else (),
-        block=-(-Segmenter.block // batch_size) * batch_size,  # of whole batches
+        block=block_of(batch_size),
     )
 
 

@@ -256,6 +256,14 @@ def test_transductive_runs_are_stamped_and_kept_apart():
         ),
         (
             [
+                _run("x", 0, {"a": (1, 1)}, grid="the grid of the files"),
+                _run("x", 1, {"b": (1, 1)}, grid="a prepared grid of 2 x 2 mm"),
+            ],
+            None,
+            "scored on a prepared grid of 2 x 2 mm and on the grid of the files",
+        ),
+        (
+            [
                 *SCRATCH,
                 SCRATCH[0] | {"arm": "x", "rows": [_row("a", "RV", 1)]},
             ],
@@ -263,7 +271,7 @@ def test_transductive_runs_are_stamped_and_kept_apart():
             "arm 'x', 2 labelled, fold 0, seed 0 has the classes RV, but .* RV, LV",
         ),
     ],
-    ids=["none", "baseline", "twice", "tolerance", "classes"],
+    ids=["none", "baseline", "twice", "tolerance", "grid", "classes"],
 )
 def test_runs_that_cannot_be_compared_are_named(runs, baseline, message):
     with pytest.raises(UserError, match=message):
@@ -347,6 +355,29 @@ def test_run_directory_is_read_back(tmp_path):
     assert run["pooled"] == {"dice_pooled_best": 0.25}
     assert run["tolerance_mm"] == 2
     assert not run["transductive"]
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "spacing", "grid"),
+    [
+        ({"grid": "file"}, [2.5, 2.5], "the grid of the files"),
+        ({"grid": "prepared"}, [2.5, 1.0], "a prepared grid of 2.5 x 1 mm"),
+        ({}, [2.5, 2.5], "a prepared grid of 2.5 x 2.5 mm"),  # of an earlier version
+        ({"grid": "prepared"}, [], "the grid of the files"),
+        ({"grid": "prepared"}, [0.0, 0.0], "the grid of the files"),
+    ],
+)
+def test_the_grid_that_was_scored_on_is_read_and_told(
+    tmp_path, evaluate, spacing, grid
+):
+    folder = write_run(tmp_path / "run", SCRATCH[1])
+    config = json.loads((folder / "config.json").read_text())
+    config["evaluate"] |= evaluate
+    config["data"]["prepare"] = {"spacing": spacing}
+    (folder / "config.json").write_text(json.dumps(config))
+    run = runs.read_run(folder)
+    assert run["grid"] == grid
+    assert f"Scored on {grid}." in _compare([run]).legend
 
 
 def test_only_a_run_with_pretraining_can_be_transductive(tmp_path):

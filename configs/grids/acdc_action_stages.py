@@ -9,7 +9,7 @@ Split, sizes and seeds are those of `acdc_semi.py`, of which `action` and
 
 import ml_collections
 
-from pclseg.config import parse_arg
+from pclseg.config import sibling
 
 WITHOUT = {
     "local": "stages=('pretrain','finetune') finetune.init_from=pretrain"
@@ -23,23 +23,10 @@ WITHOUT = {
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The grid; `arg` is size=cpu|paper."""
-    given = parse_arg(arg, size="cpu")
-    config = ml_collections.ConfigDict()
+    config = sibling(__file__, "acdc_semi.py", arg)
     config.arms = tuple(
         f"configs/action_acdc.py arm=action_without_{name} {changes}"
         for name, changes in WITHOUT.items()
     )
-    config.argument = f"size={given.size}"
     config.labelled = (3,)
-    config.folds = (0,)
-    config.seeds = (0, 1, 2)
-    config.settings = ("data.split.file=configs/splits/acdc_ssl4mis.json",)
-    config.tune = dict(
-        key="finetune.optimizer.peak_lr",
-        candidates=(),
-        labelled=(3,),
-        fold=0,
-        seed=0,
-        holdout=10,
-    )
     return config

@@ -30,7 +30,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.labelled = (1, 3, 7)
     config.folds = (0,)
     config.seeds = (0, 1, 2)
-    config.settings = ("data.split.file=configs/splits/acdc_ssl4mis.json",)
+    config.settings = (
+        "data.split.file=configs/splits/acdc_ssl4mis.json",
+        "evaluate.grid=prepared",  # as all that docs/results.md has of ACDC
+    )
     config.tune = dict(
         key="finetune.optimizer.peak_lr",
         candidates=(),

@@ -29,6 +29,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         "finetune.train.epochs=0",
         "finetune.train.steps=1000",
         "evaluate.every_epochs=1000",  # after the first epoch and at the end
+        "evaluate.grid=prepared",  # as docs/results.md
     )
     config.tune = dict(
         key="finetune.optimizer.peak_lr",

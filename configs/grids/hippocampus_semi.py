@@ -4,7 +4,7 @@ python -m pclseg.cli.grid configs/grids/hippocampus_semi.py --jobs=2 \
     --out=runs/hippocampus_semi --set=data.raw_dir=data/Task04_Hippocampus
 
 All arms: network, optimiser and steps of fine-tuning as on ACDC, at the size for two
-CPU cores. MONA and ARCO warm up, the others do not, but for labels alone, which do both.
+CPU cores. MONA and ARCO warm up, the others do not, and labels alone once each way.
 MONA is ARCO with naive draws; "action_sg" is ACTION with stratified ones.
 """
 

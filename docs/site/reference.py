@@ -83,6 +83,7 @@ MEANT = {
     "evaluate.every_epochs": "epochs between validations",
     "evaluate.batch_size": "slices a forward pass",
     "evaluate.tolerance_mm": "of the normalised surface distance",
+    "evaluate.grid": "that cases are scored on: of the file, or prepared",
 }
 
 

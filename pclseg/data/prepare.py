@@ -32,10 +32,10 @@ from pclseg.data.datasets.base import (
     Stray,
     open_nifti,
 )
-from pclseg.data.geometry import Geometry, prepared_geometry
+from pclseg.data.geometry import Geometry, orient, prepared_geometry
 from pclseg.data.tfds_store import CaseInfo, Volume
-from pclseg.data.volume import prepare_image, prepare_label, stray_notes
-from pclseg.data.volume_file import load_case, naming
+from pclseg.data.volume import class_ids, prepare_image, prepare_label, stray_notes
+from pclseg.data.volume_file import load_case, load_label, naming
 from pclseg.errors import UserError
 
 VERSION = 1  # of the numbers: raised when preparation gives other arrays
@@ -347,6 +347,29 @@ def prepare_case(
         image_path=str(case.image_path.absolute()),
     )
     return Volume(info, image, label)
+
+
+def native_label(case: Case, dataset: Dataset, geometry: Geometry) -> np.ndarray:
+    """The label of a case as class ids on the file's own grid.
+
+    Args:
+        case: by its files; labelled.
+        dataset: whose classes count.
+        geometry: of the prepared volume.
+
+    Returns:
+        [Z, H, W] ids, (Z, H, W) the native shape; dtype as of `class_ids`.
+
+    Raises:
+        UserError: naming case and file: it is gone, or not as it was.
+    """
+    if case.label_path is None:
+        raise ValueError(f"{case.name} has no label.")
+    shape, affine = geometry.file_shape, np.asarray(geometry.affine)
+    label = load_label(case, case.label_path, shape, affine)
+    with naming(case, case.label_path):
+        ids = class_ids(label, dataset.label_values, dataset.strays)
+    return orient(ids, geometry)
 
 
 def prepare_array(

@@ -66,13 +66,36 @@ def load_case(case: Case, on_disk: Path | None = None) -> LoadedCase:
     for path, index in case.more_channels:
         with naming(case, path):
             images.append(read_channel(path, index, image.shape, affine, on_disk))
-    if case.label_path is None:
-        return LoadedCase(tuple(images), affine, None)
-    with naming(case, case.label_path):
-        label, label_affine = read_volume(case.label_path, case.time_index, on_disk)
-        check_grids(image.shape, affine, label.shape, label_affine)
-        check_whole(label)
+    label = None
+    if case.label_path is not None:
+        label = load_label(case, case.label_path, image.shape, affine, on_disk)
     return LoadedCase(tuple(images), affine, label)
+
+
+def load_label(
+    case: Case,
+    path: Path,
+    shape: Sequence[int],
+    affine: np.ndarray,
+    on_disk: Path | None = None,
+) -> np.ndarray:
+    """The label of a case, [X, Y, Z] values of the file.
+
+    Args:
+        case: whose it is.
+        path: of its label.
+        shape: (X, Y, Z) of the image.
+        affine: likewise.
+        on_disk: as in `load_case`.
+
+    Raises:
+        UserError: naming case and file, which cannot be used or lie on another grid.
+    """
+    with naming(case, path):
+        label, label_affine = read_volume(path, case.time_index, on_disk)
+        check_grids(shape, affine, label.shape, label_affine)
+        check_whole(label)
+    return label
 
 
 def read_channel(

@@ -14,6 +14,7 @@ from pclseg.errors import UserError
 from pclseg.evaluation import overlap, surface
 from pclseg.files import write_text
 
+GRIDS = ("file", "prepared")  # that cases are scored on
 METRICS = ("dice", "hd95_mm", "asd_mm", "nsd")
 LEGACY = ("dice_legacy", "asd_legacy_voxel")  # as SSL4MIS scores; older files have none
 COLUMNS = {

@@ -1,11 +1,12 @@
 """Class probabilities of a whole volume, from a function that sees slices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 MULTIPLE = 16  # of sides of images, for four poolings by 2
+BLOCK = 32  # slices whose probabilities are in memory at a time
 Predictor = Callable[[np.ndarray], np.ndarray]  # [Z, H, W, C] -> [Z, H, W, K]
 
 
@@ -78,6 +79,27 @@ def predict_volume(
     if len(places) > 1:
         inside /= inside.sum(axis=-1, keepdims=True)
     return inside
+
+
+def in_blocks(
+    predict: Predictor, image: np.ndarray, block: int
+) -> Iterator[np.ndarray]:
+    """Probabilities [z, H, W, K] of `block` slices after others, the last ones fewer.
+
+    Those of a whole volume would take more memory than anything else.
+
+    Args:
+        predict: of some slices.
+        image: [Z, H, W, C].
+        block: slices at a time, see `block_of`.
+    """
+    for first in range(0, len(image), block):
+        yield predict(image[first : first + block])
+
+
+def block_of(batch_size: int) -> int:
+    """About BLOCK slices, in whole batches."""
+    return -(-BLOCK // batch_size) * batch_size
 
 
 def _starts(length: int, tile: int) -> list[int]:

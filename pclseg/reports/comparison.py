@@ -56,7 +56,8 @@ def numbers(runs: Sequence[Run], *, baseline: str | None) -> Numbers:
         - "baseline": str; "arms": [str], the baseline first, "[transductive]" added to
           those whose training saw held-out images; "classes": [str];
           "label_counts": [int], ascending, 0 (all training patients) last; "runs": int;
-          "tolerance_mm": float or None; "transductive": bool, of any run;
+          "tolerance_mm": float or None; "grid": str or None, what cases are scored on;
+          "transductive": bool, of any run;
           "bootstrap": {"seed", "resamples", "level"}.
         - "groups": [group], by label count, then arm. group: {"arm", "labelled" (0 is
           all), "labelled_patients" (their number, mean over folds), "folds": [int],
@@ -107,6 +108,7 @@ def numbers(runs: Sequence[Run], *, baseline: str | None) -> Numbers:
         "label_counts": list(dict.fromkeys(labelled for _, labelled in groups)),
         "runs": len(runs),
         "tolerance_mm": runs[0].get("tolerance_mm"),
+        "grid": runs[0].get("grid"),
         "transductive": any(run.get("transductive", False) for run in runs),
         "bootstrap": {"seed": SEED, "resamples": RESAMPLES, "level": LEVEL},
         "groups": facts,

@@ -24,6 +24,7 @@ class Run(TypedDict):
     rows: list[Row]
     dataset: NotRequired[str]
     tolerance_mm: NotRequired[float]
+    grid: NotRequired[str]  # that its cases are scored on, in words
     transductive: NotRequired[bool]
     pooled: NotRequired[dict[str, float]]  # the authors' metric, keys of POOLED
 
@@ -111,6 +112,7 @@ def check_alike(runs: Sequence[Run]) -> None:
     _check_datasets(runs)
     _check_classes(runs)
     _check_tolerances(runs)
+    _check_grids(runs)
     _check_cases(runs)
     _check_draws(runs)
 
@@ -126,10 +128,23 @@ def _run(config: dict[str, Any], summary: dict[str, Any], rows: list[Row]) -> Ru
         rows=rows,
         dataset=data["name"],
         tolerance_mm=config["evaluate"]["tolerance_mm"],
+        grid=grid_of(config),
         transductive=data["transductive"]
         and any(_sees_unlabelled(config[stage]) for stage in config["stages"]),
         pooled={key: float(summary[key]["mean"]) for key in POOLED if summary.get(key)},
     )
+
+
+def grid_of(config: Mapping[str, Any]) -> str:
+    """The grid that the cases of a run are scored on, in words.
+
+    Where nothing is resampled, the prepared one is that of the files. Runs of before
+    there was a choice were scored on the prepared one.
+    """
+    spacing = config["data"].get("prepare", {}).get("spacing", ())
+    if config["evaluate"].get("grid", "prepared") == "file" or not any(spacing):
+        return "the grid of the files"
+    return f"a prepared grid of {' x '.join(f'{mm:g}' for mm in spacing)} mm"
 
 
 def _sees_unlabelled(stage: Mapping[str, Any]) -> bool:
@@ -184,6 +199,16 @@ def _check_tolerances(runs: Sequence[Run]) -> None:
         raise UserError(
             f"these runs have NSD tolerances of {' and '.join(map(str, found))} mm;"
             " expected one: evaluate again with one config.evaluate.tolerance_mm."
+        )
+
+
+def _check_grids(runs: Sequence[Run]) -> None:
+    """A label that was resampled is another truth."""
+    found = sorted({run["grid"] for run in runs if "grid" in run})
+    if len(found) > 1:
+        raise UserError(
+            f"these runs are scored on {' and on '.join(found)}; expected one: compare"
+            " runs of one config.evaluate.grid; with 'file' their spacing may differ."
         )
 
 

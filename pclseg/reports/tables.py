@@ -109,6 +109,8 @@ def as_markdown(comparison: Comparison) -> str:
 
 def _legend(numbers: Numbers) -> Iterator[str]:
     yield from LEGEND
+    if numbers["grid"]:
+        yield f"Scored on {numbers['grid']}."
     if _several_seeds(numbers):
         yield SEEDS_LEGEND
     about = {**numbers["bootstrap"], "baseline": numbers["baseline"]}
