@@ -10,6 +10,7 @@ from pclseg.config import settings
 from pclseg.data import datasets, prepare, splits
 from pclseg.data.datasets.base import Dataset
 from pclseg.data.headers import header_infos
+from pclseg.data.patients import look_alike
 from pclseg.data.tfds_store import CaseInfo
 from pclseg.errors import UserError
 from pclseg.named import checked_call, nearest
@@ -78,7 +79,30 @@ def make_splits(
     )
 
 
-def left_out(data: ml_collections.ConfigDict, infos: Sequence[CaseInfo]) -> list[str]:
+def remarks(
+    data: ml_collections.ConfigDict, infos: Sequence[CaseInfo], split: splits.Split
+) -> list[str]:
+    """What to be told of the patients of a split, a line each."""
+    return [*_left_out(data, infos), *_on_both_sides(split)]
+
+
+def _on_both_sides(split: splits.Split) -> list[str]:
+    """A line on patients of both sides whose names look like scans of one."""
+    held_out = {*split.validation, *split.test}
+    everyone = {*split.train, *split.unlabelled, *held_out}
+    for group in look_alike(everyone):
+        inside = [name for name in group if name in held_out]
+        outside = [name for name in group if name not in held_out]
+        if inside and outside:
+            return [
+                f"split: patients {outside[0]}, to train on, and {inside[0]}, held out,"
+                " look like one, and scores may be too good; set"
+                r" config.data.options.patient, such as '(patient\d+)', or patient_csv"
+            ]
+    return []
+
+
+def _left_out(data: ml_collections.ConfigDict, infos: Sequence[CaseInfo]) -> list[str]:
     """A line on patients of the split file that the dataset lacks; none if complete."""
     file = data.split.file
     if not file:

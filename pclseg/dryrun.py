@@ -34,7 +34,7 @@ def describe(
         f" {len(split.labelled)} of them labelled ({', '.join(split.labelled)});"
         f" {len(split.validation)} validation, {len(split.test)} test,"
         f" {len(split.unlabelled)} without label",
-        *cohort.left_out(config.data, outline.infos),
+        *cohort.remarks(config.data, outline.infos, split),
     ]
     for stage in outline.stages.values():
         lines += _stage_lines(stage, devices)

@@ -119,7 +119,7 @@ def execute(
     dataset, split = outline.dataset, outline.split
     _check_splits(workdir, outline)
     write_json(workdir / "splits.json", outline.all_splits)
-    for line in cohort.left_out(config.data, outline.infos):
+    for line in cohort.remarks(config.data, outline.infos, split):
         log.warning("%s", line)
     with stop.interruptible():
         path = processes.first_then_others(

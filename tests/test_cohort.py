@@ -129,19 +129,20 @@ def test_patient_with_one_labelled_volume_is_no_unlabelled_patient(place):
 
 def test_one_line_says_who_of_a_split_file_is_left_out(place, tmp_path):
     data = config_for(place).data
-    assert cohort.left_out(data, INFOS) == []
+    nobody = splits.Split(train=(), labelled=(), validation=(), test=(), unlabelled=())
+    assert cohort.remarks(data, INFOS, nobody) == []
     path = tmp_path / "mine.json"
     fold = {"train": ["p9", "p1", "p8"], "validation": ["p3", "p7"]}
     path.write_text(json.dumps({"absent": "leave out", "folds": [fold]}))
     data.split.file = str(path)
-    (line,) = cohort.left_out(data, INFOS)
+    (line,) = cohort.remarks(data, INFOS, nobody)
     assert line == (
         f"split: the dataset lacks patients of {path}, who are left out: 2 of train"
         " (p9, p8), 1 of validation (p7); where one would be labelled, the next one of"
         " the draw takes its place"
     )
     path.write_text(json.dumps({"folds": [{"train": ["p1"], "validation": ["p3"]}]}))
-    assert cohort.left_out(data, INFOS) == []
+    assert cohort.remarks(data, INFOS, nobody) == []
 
 
 @pytest.mark.parametrize("fold", range(5))

@@ -13,6 +13,7 @@ from pclseg.data.examine import PERCENTILES, PROFILE, Facts
 from pclseg.data.findings import ERROR, NOTE, WARNING, Finding
 from pclseg.data.geometry import AXIS_KEY, SPACING_KEY
 from pclseg.data.headers import SAME_DIRECTION, common_direction
+from pclseg.data.patients import look_alike
 from pclseg.data.slices import position
 
 _NAMED = 3  # cases that a line names before "and N more"
@@ -53,6 +54,7 @@ def findings(
     if not volumes:
         return
     yield from _labels(dataset, volumes, plans)
+    yield from _look_alike(volumes)
     yield from _same_voxels(volumes)
     yield from _directions(volumes)
     yield from _turned_over(dataset, volumes)
@@ -182,6 +184,18 @@ def _labels(
                 "mend the files, or list what counts in"
                 " config.data.options.label_values",
             )
+
+
+def _look_alike(volumes: Sequence[Facts]) -> Iterator[Finding]:
+    groups = look_alike(volume.patient for volume in volumes)
+    if groups:
+        more = f" and {len(groups) - 1} more such groups" if len(groups) > 1 else ""
+        yield _finding(
+            WARNING,
+            f"patients {_named(groups[0])} look like one{more}",
+            "one person's scans may be both trained on and scored, and scores too good",
+            r"set config.data.options.patient, such as '(patient\d+)', or patient_csv",
+        )
 
 
 def _same_voxels(volumes: Sequence[Facts]) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ Simpson et al. 2019, arXiv 1902.09063. nnU-Net names its channels xx_0000.nii.gz
 writes the labels of dataset.json the other way round; both forms are read.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from pclseg.data.datasets.base import (
     scan_label_values,
     stem,
 )
+from pclseg.data.patients import patients_of
 from pclseg.errors import UserError
 
 ENTRY = {
@@ -42,10 +44,13 @@ def make(
     raw_dir: str | Path,
     label_values: Sequence[int] = (),
     channels: Sequence[int] = (),
+    patient: str = "",
+    patient_csv: str = "",
 ) -> Dataset:
-    """The volumes of imagesTr with their labels and, unlabelled, those of imagesTs.
+    r"""The volumes of imagesTr with their labels and, unlabelled, those of imagesTs.
 
-    The patient is the file's stem. A volume of imagesTr without a label is unlabelled.
+    The patient is the file's stem, unless an option says else. A volume of imagesTr
+    without a label is unlabelled.
 
     Args:
         raw_dir: the task's folder.
@@ -53,6 +58,9 @@ def make(
             dataset.json or, without one, from the label files, all of which are read.
         channels: which to read of images that have several (a 4-D file, or one file a
             channel, _0000 and so on), by number; () where they have one.
+        patient: where patients have several volumes: a regular expression searched in
+            the path of an image, as "(patient\d+)", see `patients_of`.
+        patient_csv: a file with the columns file and patient, instead of `patient`.
 
     Raises:
         UserError: the folder, a listed image or all labels are missing, a label has no
@@ -65,6 +73,12 @@ def make(
     channels = checked_option(channels)
     files = _listed_files(root, index) or _found_files(root, index, channels)
     cases = [_case(name, images, label, channels) for name, images, label in files]
+    if patient or patient_csv:
+        of_path = patients_of(root, patient, patient_csv)
+        cases = [
+            dataclasses.replace(case, patient=of_path(case.image_path))
+            for case in cases
+        ]
     names_by_value = _names_by_value(root / "dataset.json", index.get("labels") or {})
     label_values = tuple(label_values) or tuple(sorted(names_by_value, key=_zero_first))
     if not label_values:

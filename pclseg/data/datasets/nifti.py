@@ -22,15 +22,14 @@ from pclseg.data.datasets.base import (
     natural_key,
     nifti_files,
     num_frames,
-    read_columns,
     require_folder,
     safe_name,
     scan_label_values,
     stem,
 )
+from pclseg.data.patients import OPTION, grouped, patients_of, relative
 from pclseg.errors import UserError
 
-OPTION = "config.data.options"
 # Words that say what a file is, not which case it shows.
 ROLES = frozenset(
     "image images img imgs im imagestr imagests imagesva volume volumes vol scan scans"
@@ -118,11 +117,12 @@ def make(
         more_of.append(found)
         clean = clean if label_paths else channel_clean
     names = _names(root, image_paths, clean)
-    patient_of = _patients(root, patient, patient_csv)
+    given = patient or patient_csv
+    patient_of = patients_of(root, patient, patient_csv) if given else names.__getitem__
     cases: list[Case] = []
     for path in image_paths:
         name = names[path]
-        person = patient_of(path) if patient or patient_csv else name
+        person = patient_of(path)
         label = label_of.get(path)
         if channels:
             read = of_file(path, channels)
@@ -224,7 +224,7 @@ def _find(root: Path, patterns: str | Sequence[str], option: str) -> list[Path]:
                 f" {root}; mend the pattern or config.data.raw_dir."
             )
         found.extend(paths)
-    found.sort(key=lambda path: natural_key(_relative(path, root)))
+    found.sort(key=lambda path: natural_key(relative(path, root)))
     once: dict[tuple[str, str], Path] = {}  # a link or .. may lead here on other ways
     for path in found:
         once.setdefault(place(path), path)
@@ -238,25 +238,6 @@ def place(path: Path) -> tuple[str, str]:
     equal masks of two patients as links to one file.
     """
     return os.path.realpath(path.parent), path.name
-
-
-def _relative(path: Path, root: Path) -> str:
-    return Path(os.path.relpath(path, root)).as_posix()
-
-
-def _compile(pattern: str, option: str) -> re.Pattern[str]:
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise UserError(
-            f"{OPTION}.{option} is not a regular expression: {pattern!r} ({error})."
-        ) from error
-    if not regex.groups:
-        raise UserError(
-            f"{OPTION}.{option} is {pattern!r}, without a group; put brackets round the"
-            r" part that counts, such as '(sub-\d+)'."
-        )
-    return regex
 
 
 def _match(
@@ -278,7 +259,7 @@ def _match(
         return _words(stem(path))
 
     def folder_words(path: Path) -> Hashable:
-        return _words(_relative(path.with_name(stem(path)), root))
+        return _words(relative(path.with_name(stem(path)), root))
 
     def entities(path: Path) -> Hashable:
         pairs = dict(
@@ -299,10 +280,10 @@ def _match(
         (folder, folder, stem),
     ]
     if pattern:
-        regex = _compile(pattern, "match")
+        regex = grouped(pattern, "match")
 
         def groups(path: Path) -> Hashable:
-            found = regex.search(_relative(path, root))
+            found = regex.search(relative(path, root))
             return tuple(g for g in found.groups() if g) if found else path
 
         rules = [(groups, groups, stem)]
@@ -360,46 +341,7 @@ def _names(
     names = {path: safe_name(clean(path)) for path in images}
     if len(set(names.values())) == len(images):
         return names
-    return {p: safe_name(_relative(p.with_name(clean(p)), root)) for p in images}
-
-
-def _patients(root: Path, pattern: str, table: str) -> Callable[[Path], str]:
-    """The function from an image's path to its patient."""
-    if pattern and table:
-        raise UserError(
-            f"set one of {OPTION}.patient and {OPTION}.patient_csv, not both."
-        )
-    if table:
-        return _patients_of_table(root, root / Path(table).expanduser())
-    regex = _compile(pattern, "patient") if pattern else None
-
-    def of_path(path: Path) -> str:
-        found = regex.search(_relative(path, root)) if regex else None
-        patient = found and found["patient" if "patient" in found.groupdict() else 1]
-        if not patient:
-            raise UserError(f"{OPTION}.patient: {pattern!r} finds nothing in {path}.")
-        return patient
-
-    return of_path
-
-
-def _patients_of_table(root: Path, table: Path) -> Callable[[Path], str]:
-    if not table.is_file():
-        raise UserError(f"{OPTION}.patient_csv: there is no file {table}.")
-    patient_of: dict[str, str] = {}
-    for file, patient in read_columns(table, "file", "patient"):
-        if patient_of.setdefault(file, patient) != patient:
-            raise UserError(f"{table} gives {file} two patients; keep one row.")
-
-    def of_path(path: Path) -> str:
-        for key in (_relative(path, root), str(path), path.name, stem(path)):
-            if patient_of.get(key):
-                return patient_of[key]
-        raise UserError(
-            f"{table} has no patient for {path}; add a row for {path.name}."
-        )
-
-    return of_path
+    return {p: safe_name(relative(p.with_name(clean(p)), root)) for p in images}
 
 
 def _frames(name: str, patient: str, image: Path, label: Path | None) -> list[Case]:
