@@ -1,13 +1,14 @@
-"""Files that are either whole or not there, and files that only grow."""
+"""Files that are whole or not there, files that only grow, files that are locked."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pclseg.errors import UserError
 
@@ -103,6 +104,29 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is no JSON file ({error}); restore it, or use a new folder."
         ) from error
+
+
+def try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+    """Locks `file` until it is closed or the process ends; False where another has it.
+
+    Args:
+        file: open for writing, or for reading where `kind` is LOCK_SH: NFS asks for it.
+        kind: fcntl.LOCK_EX, which nobody shares, or LOCK_SH, which all may share.
+
+    Raises:
+        UserError: the file system knows no locks.
+    """
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{file.name} cannot be locked, which keeps others from writing there at"
+            f" the same time: {error.strerror}; use a folder of a file system with"
+            " locks, or mount this one with them (Lustre: -o flock)."
+        ) from error
+    return True
 
 
 def check_new(flag: str, folder: Path) -> None:

@@ -17,7 +17,7 @@ import ml_collections
 
 from pclseg import __version__
 from pclseg.errors import UserError
-from pclseg.files import cannot_write, read_json, write_json
+from pclseg.files import cannot_write, read_json, try_lock, write_json
 
 # Whose versions decide what numbers come out.
 PACKAGES = (
@@ -70,15 +70,13 @@ def open_run(workdir: Path, config: dict[str, Any]) -> IO[str]:
 
 
 def _lock(lock: IO[str], workdir: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    if not try_lock(lock):
         lock.seek(0)
         holder = lock.read().strip()
         raise UserError(
             f"{workdir} is in use by a live run ({holder}); wait for it, stop it, or"
             " use another --workdir."
-        ) from error
+        )
     with contextlib.suppress(OSError):  # a full disk; the lock holds without the name
         lock.truncate(0)
         os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
@@ -88,12 +86,9 @@ def is_live(workdir: Path) -> bool:
     """Whether a process on this machine has the run directory in work."""
     try:
         with open(workdir / ".lock", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return not try_lock(lock, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def has_begun(workdir: Path) -> bool:

@@ -1,5 +1,7 @@
 import errno
+import fcntl
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from pclseg.errors import UserError
 from pclseg.files import read_json
 
 CONFIG = {"seed": 0, "data": {"name": "phantom", "crop_size": [16, 16]}}
+flock = fcntl.flock
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -83,6 +86,32 @@ def test_a_folder_in_use_is_refused_and_free_after_a_kill(tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     rundir.open_run(tmp_path, {}).close()
+
+
+def as_on_nfs(file, kind):
+    """Locks of NFS are of byte ranges: an exclusive one wants a writable file."""
+    mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+    if kind & fcntl.LOCK_EX and mode == os.O_RDONLY:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+    flock(file, kind)
+
+
+def test_whether_a_run_is_live_shows_on_nfs_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", as_on_nfs)
+    assert not rundir.is_live(tmp_path)
+    with rundir.open_run(tmp_path, CONFIG):
+        assert rundir.is_live(tmp_path)
+    assert not rundir.is_live(tmp_path)
+
+
+def test_a_file_system_without_locks_is_told_as_such(tmp_path, monkeypatch):
+    def none(file, kind):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    expected = r"\.lock cannot be locked, .*: Function not implemented; use a folder of"
+    with pytest.raises(UserError, match=expected):
+        rundir.open_run(tmp_path, CONFIG)
 
 
 def test_a_file_is_no_workdir(tmp_path):

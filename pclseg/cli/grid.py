@@ -10,7 +10,6 @@ writes the manifest, which the second one follows, one cell of it or all.
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from pclseg import grid, rundir
 from pclseg.cli.status import exit_status
 from pclseg.config import load_config
 from pclseg.errors import UserError
-from pclseg.files import check_local, read_json, write_json
+from pclseg.files import check_local, read_json, try_lock, write_json
 from pclseg.grid import Cell
 from pclseg.train.loop import format_seconds
 
@@ -108,12 +107,10 @@ def _alone_in(out: Path) -> Iterator[None]:
     """Refuses to run a grid twice at once on this machine."""
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(lock):
             raise UserError(
                 f"another process runs the grid in {out}; wait for it, or stop it."
-            ) from error
+            )
         yield
 
 

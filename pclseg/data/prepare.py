@@ -37,6 +37,7 @@ from pclseg.data.tfds_store import CaseInfo, Volume
 from pclseg.data.volume import class_ids, prepare_image, prepare_label, stray_notes
 from pclseg.data.volume_file import load_case, load_label, naming
 from pclseg.errors import UserError
+from pclseg.files import try_lock
 
 VERSION = 1  # of the numbers: raised when preparation gives other arrays
 # Of the larger of the file's grid and the prepared one. Measured: 9 to 11 for int16
@@ -196,9 +197,7 @@ def fingerprint(dataset: Dataset, options: Options) -> str:
 def _locked(path: Path, report: Report) -> Iterator[None]:
     """Holds the lock of a file; the system frees it even if the process is killed."""
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             report(f"another process prepares the same volumes; waiting for {path}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
