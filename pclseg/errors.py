@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause and mend."""
+"""What a user can cause and mend, and what a user asked for."""
 
 
 class UserError(Exception):
@@ -11,3 +11,10 @@ class UserError(Exception):
     def __str__(self) -> str:
         """The message on one line, also where a library's message had several."""
         return " ".join(super().__str__().splitlines())
+
+
+class Stopped(BaseException):
+    """Raised where work ends early because the process was asked to; state is saved.
+
+    Like KeyboardInterrupt no Exception: no handler of errors on the way may take it.
+    """

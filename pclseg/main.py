@@ -19,14 +19,15 @@ import ml_collections
 from absl import flags
 
 from pclseg import __version__, dryrun, processes, rundir, runner
+from pclseg.building import Outline
 from pclseg.compiled import keep_compiled
 from pclseg.config import as_dict, is_override, load_config, override
 from pclseg.config_rules import check_config, check_only
-from pclseg.errors import UserError
+from pclseg.errors import Stopped, UserError
 from pclseg.files import check_local
 from pclseg.named import nearest
 from pclseg.train.mirror import check_installed
-from pclseg.train.stop import StopFlag, Stopped
+from pclseg.train.stop import StopFlag
 
 log = logging.getLogger("pclseg.main")  # also when run as __main__
 
@@ -141,10 +142,12 @@ def run(arguments: Arguments) -> None:
     check_installed(config.wandb)
     if arguments.workdir is None and not arguments.dry_run:
         raise UserError("--workdir is missing; name a folder for this run.")
-    with stop.interruptible():
-        outline = processes.first_then_others(
-            lambda: runner.outline(config, dry_run=arguments.dry_run)
-        )
+
+    def outlined() -> Outline:
+        with stop.interruptible(meets=False):
+            return runner.outline(config, dry_run=arguments.dry_run)
+
+    outline = processes.first_then_others(outlined)
     if arguments.workdir is None or arguments.dry_run:
         with stop.interruptible():
             description = dryrun.describe(config, outline, devices)

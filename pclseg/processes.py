@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pclseg.errors import UserError
+from pclseg.errors import Stopped, UserError
 
 log = logging.getLogger(__name__)
 
@@ -262,22 +262,27 @@ def total(array: np.ndarray) -> np.ndarray:
 
 
 def together(action: Callable[[], T]) -> T:
-    """Calls `action` in every process; where one fails, all fail.
+    """Calls `action` in every process; where one fails or stops, all do.
 
     Raises:
         UserError: of the first process that has one, and which process that is.
+        Stopped: the first process that ended early was asked to.
     """
     result, error = None, None
     try:
         result = action()
-    except UserError as found:
+    except (UserError, Stopped) as found:
         error = found
     if count() == 1:
         if error:
             raise error
         return result  # pyright: ignore[reportReturnType]
-    for number, text in enumerate(gather(str(error) if error else "")):
-        if text:
+    mine = error and [isinstance(error, Stopped), str(error)]
+    for number, end in enumerate(gather(mine)):
+        if end is not None:
+            stopped, text = end
+            if stopped:
+                raise Stopped(text) from error
             raise UserError(f"process {number} of {count()}: {text}") from error
     return result  # pyright: ignore[reportReturnType]
 

@@ -121,11 +121,12 @@ def execute(
     write_json(workdir / "splits.json", outline.all_splits)
     for line in cohort.remarks(config.data, outline.infos, split):
         log.warning("%s", line)
-    with stop.interruptible():
-        path = processes.first_then_others(
-            lambda: cohort.prepare_dataset(config.data, dataset, log.info)
-        )
-        store = open_store(path)
+
+    def prepared() -> Store:
+        with stop.interruptible(meets=False):
+            return open_store(cohort.prepare_dataset(config.data, dataset, log.info))
+
+    store = processes.first_then_others(prepared)
     stop.moved()  # from here on none waits longer for another than a watch allows
     _check_alike(store, outline)
     _warn_of_other_files(workdir / "dataset.json", store)

@@ -3,9 +3,8 @@ import os
 
 import pytest
 
-from pclseg.errors import UserError
+from pclseg.errors import Stopped, UserError
 from pclseg.files import append_text, read_json, replacing, write_json, write_text
-from pclseg.train.stop import Stopped
 
 
 def failing_fsync(monkeypatch, error):

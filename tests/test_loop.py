@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from pclseg import parallel
-from pclseg.errors import UserError
+from pclseg.errors import Stopped, UserError
 from pclseg.methods.base import Aux, Method
 from pclseg.state import TrainState
 from pclseg.train import loop
@@ -19,7 +19,7 @@ from pclseg.train.checkpoint import Checkpoints
 from pclseg.train.loop import format_seconds, train
 from pclseg.train.metrics import MetricWriter, read_rows
 from pclseg.train.step import make_train_step
-from pclseg.train.stop import StopFlag, Stopped
+from pclseg.train.stop import StopFlag
 
 BATCH = 8
 STEPS = 12

@@ -6,8 +6,7 @@ from tiny import ROOT, tiny_args
 from tiny_nifti import call_main
 
 from pclseg import main, runner
-from pclseg.errors import UserError
-from pclseg.train.stop import Stopped
+from pclseg.errors import Stopped, UserError
 
 CONFIG = f"--config={ROOT / 'configs' / 'pcl_phantom.py'}"
 

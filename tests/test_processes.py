@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 import re
 import signal
 import socket
@@ -44,7 +45,7 @@ class Place:
         flags = f"--xla_force_host_platform_device_count={devices} {FLAGS}"
         return main_env(cache=self.root / "cache", XLA_FLAGS=flags)
 
-    def start(self, args, *, others=None, devices=2):
+    def start(self, args, *, others=None, devices=2, **more):
         """Two processes; `others` are the arguments of the second if they differ."""
         port = free_port()
         return [
@@ -62,6 +63,7 @@ class Place:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                **more,
             )
             for number, own in enumerate((args, others or args))
         ]
@@ -166,6 +168,25 @@ def test_a_signal_to_one_stops_both_and_one_process_goes_on(place, one):
     again.send_signal(signal.SIGTERM)
     ((code, text),) = finish([again], timeout=60)
     assert code == 75, text
+
+
+def test_a_job_that_ends_while_volumes_are_prepared_stops_both(place):
+    """A queue sends the signal to every process, workers included."""
+    store = place.root / "stopped_store"
+    more = dict(data__options__volumes=120, data__store_dir=store)
+    raw = place.root / "many"
+    args = place.args("early", "--stopped_status=75", data__raw_dir=raw, **more)
+    running = place.start(args, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(store.glob("*.staging/*.npz")):
+        assert time.monotonic() < deadline and running[0].poll() is None
+        time.sleep(0.005)
+    for process in running:
+        os.killpg(process.pid, signal.SIGTERM)
+    for code, text in finish(running, timeout=60):
+        assert code == 75, text
+        assert "error" not in text and "Traceback" not in text
+    assert not list(store.glob("*/dataset_info.json"))  # stopped, not finished
 
 
 def go_on_in_two(place, args, log, step):

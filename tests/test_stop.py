@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from pclseg.train.stop import StopFlag, Stopped
+from pclseg.errors import Stopped
+from pclseg.train.stop import StopFlag
 
 
 @pytest.fixture
@@ -97,4 +98,4 @@ def test_worker_processes_end_with_interruptible_work(stop):
         worker.start()
         send()
     worker.join(30)
-    assert worker.exitcode == -signal.SIGTERM
+    assert worker.exitcode == -signal.SIGKILL

@@ -45,6 +45,33 @@ def test_ctrl_c_ends_workers_without_a_word(tmp_path, seconds):
     assert "Process Spawn" not in said
 
 
+OBEYS = """
+import multiprocessing, os, signal, sys, time
+from pclseg.data import workers
+
+def ask_all(number):
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, number)
+
+if __name__ == "__main__":
+    tasks = [2.0, 2.1]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        for _ in workers.run(tasks, time.sleep, size=lambda task: 1, workers=2):
+            ask_all(number)
+        print("done", flush=True)
+"""
+
+
+def test_a_signal_to_workers_alone_is_left_to_their_parent(tmp_path):
+    """As a queue sends it to every process of a job, each in its turn."""
+    program = tmp_path / "program.py"
+    program.write_text(OBEYS)
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "done\ndone\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("groups", "limits", "expected"),
     [

@@ -14,6 +14,8 @@ from typing import TypeVar
 
 BYTES = 300 * 2**20  # of a worker that has only imported what it needs
 REPORT_SECONDS = 5.0
+# A terminal or a queue sends them to workers, too; only their parent knows what to do.
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 T = TypeVar("T", bound=Hashable)
 R = TypeVar("R")
@@ -109,35 +111,35 @@ def _ended_with_this() -> Iterator[None]:
         yield
     except BaseException:
         for worker in set(multiprocessing.active_children()) - others:
-            worker.terminate()
+            worker.kill()  # deaf to all that is less
         raise
 
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """Keeps Ctrl-C waiting, also from processes that are started in the block."""
+    """Keeps _SIGNALS waiting, also from processes that are started in the block."""
     came: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)
-    listens = callable(handler) and (
-        threading.current_thread() is threading.main_thread()
-    )
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
-    if listens:  # other threads may get the signal
-        signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    listening = {n: h for n, h in handlers.items() if callable(h) and is_main}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # inherited
+    for number in listening:  # other threads may get the signal
+        signal.signal(number, lambda number, _: came.append(number))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if listens:
-            signal.signal(signal.SIGINT, handler)
-    if came:
-        signal.raise_signal(signal.SIGINT)
+        for number, handler in listening.items():
+            signal.signal(number, handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def _begin() -> None:
-    """Makes a worker end without a word at Ctrl-C, and when its parent was killed."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    """Has a worker leave signals to its parent, and end when that was killed."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

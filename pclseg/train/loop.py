@@ -12,13 +12,13 @@ import numpy as np
 
 from pclseg import parallel, processes
 from pclseg.batch import check_batch
-from pclseg.errors import UserError
+from pclseg.errors import Stopped, UserError
 from pclseg.methods.base import Method
 from pclseg.state import TrainState
 from pclseg.train.checkpoint import Checkpoints, NotFiniteError
 from pclseg.train.metrics import MetricWriter
 from pclseg.train.step import TrainStep
-from pclseg.train.stop import StopFlag, Stopped
+from pclseg.train.stop import StopFlag
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from pclseg import processes
+from pclseg.errors import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +21,6 @@ STALLED = 70  # exit code of a run that stands still
 # Several processes ask each other once a second, or every so many steps.
 _TURN_SECONDS = 1.0
 _MAX_TURN = 16
-
-
-class Stopped(BaseException):
-    """Raised where work ends early because the process was asked to; state is saved.
-
-    Like KeyboardInterrupt no Exception: no handler of errors on the way may take it.
-    """
 
 
 class StopFlag:
@@ -76,21 +70,26 @@ class StopFlag:
         return any(requested for requested, _ in everyone)
 
     @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
+    def interruptible(self, *, meets: bool = True) -> Iterator[None]:
         """A block of work that has nothing to save and does not poll.
 
         The signal itself raises Stopped inside it, and ends its worker processes, which
-        the block would otherwise wait for. Not so in one process of several.
+        the block would otherwise wait for. Not so in one process of several where the
+        block meets the others, who would wait for ever.
+
+        Args:
+            meets: whether the block has a turn of all processes in it; where it has
+                none, `processes.together` around it has all of them stop.
         """
-        alone = processes.count() == 1
-        if alone and self.requested:
+        may_raise = processes.count() == 1 or not meets
+        if may_raise and self.requested:
             raise Stopped
-        before, self._may_raise = self._may_raise, alone
+        before, self._may_raise = self._may_raise, may_raise
         try:
             yield
         except Exception as error:
             # XLA makes an error of its own of what is raised in its calls of Python.
-            if alone and self.requested:
+            if may_raise and self.requested:
                 raise Stopped from error
             raise
         finally:
@@ -135,5 +134,5 @@ class StopFlag:
         if self._may_raise:
             self._may_raise = False  # once: clean-up on the way out is not interrupted
             for worker in multiprocessing.active_children():
-                worker.terminate()
+                worker.kill()  # deaf to all that is less
             raise Stopped
