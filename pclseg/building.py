@@ -30,6 +30,7 @@ from pclseg.train.checkpoint import load_state
 from pclseg.train.step import init_state
 from pclseg.train.transfer import transfer, variables
 
+PRETRAINED = "pretrained.json"  # ends a run that predicts nothing
 _UNLABELLED_FROM = "train"  # subset of the stream without labels
 
 
@@ -413,6 +414,16 @@ def is_finished(folder: Path) -> bool:
         return False
     last = folder / "checkpoints" / str(read_json(folder / "done.json")["steps"])
     return last.is_dir()
+
+
+def is_run_finished(workdir: Path) -> bool:
+    """Whether the run scored its cases or, where no stage predicts, is pre-trained."""
+    if (workdir / "summary.json").is_file():
+        return True
+    path = workdir / PRETRAINED
+    return path.is_file() and all(
+        is_finished(workdir / stage) for stage in read_json(path)["stages"]
+    )
 
 
 def check_finished(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import ml_collections
 
 from pclseg import rundir
-from pclseg.building import build_method, is_finished
+from pclseg.building import build_method, is_run_finished
 from pclseg.config import as_dict, load_config, override
 from pclseg.config_rules import Rule, check_config, check_section, whole
 from pclseg.errors import UserError
@@ -403,20 +403,12 @@ def finished(cell: Cell, out: Path, more: Sequence[str]) -> bool:
         UserError: it did, or began, with another config.
     """
     workdir = out / cell.name
-    ready = all(finished_by_name(name, out) for name in cell.needs)
+    ready = all(is_run_finished(out / name) for name in cell.needs)
     if not (ready and rundir.has_begun(workdir)):
         return False
     wanted = _config_of(cell, *_settings(cell, out, more)[len(cell.settings) :])
     rundir.check_config(workdir / "config.json", as_dict(wanted))
-    return finished_by_name(cell.name, out)
-
-
-def finished_by_name(name: str, out: Path) -> bool:
-    """Whether the run in that folder of the grid scored its cases, or pre-trained."""
-    workdir = out / name
-    if name.startswith("pretrain/"):
-        return any(is_finished(done.parent) for done in workdir.glob("*/done.json"))
-    return (workdir / "summary.json").is_file()
+    return is_run_finished(workdir)
 
 
 def to_json(cells: Sequence[Cell]) -> dict[str, Any]:

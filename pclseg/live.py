@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pclseg import rundir
-from pclseg.building import is_finished
+from pclseg.building import is_finished, is_run_finished
 from pclseg.errors import UserError
 from pclseg.files import read_json
 from pclseg.train.loop import format_seconds
@@ -124,7 +124,7 @@ def _total(stage: str, lines: Sequence[str]) -> int | None:
 
 def state(workdir: Path) -> str:
     """In a word: "finished", "running" or "stopped"."""
-    if (workdir / "summary.json").is_file():
+    if is_run_finished(workdir):
         return "finished"
     return "running" if rundir.is_live(workdir) else "stopped"
 

@@ -171,6 +171,14 @@ def execute(
         with stop.interruptible():
             diagnose(run)
             evaluate(run)
+        _mark_pretrained(run)
+
+
+def _mark_pretrained(run: Run) -> None:
+    """Says that a run without predictions, which has no summary, came to its end."""
+    trained = all(building.is_finished(run.workdir / name) for name in run.stages)
+    if trained and segmentation_stage(run.stages) is None:
+        write_json(run.workdir / building.PRETRAINED, {"stages": list(run.stages)})
 
 
 def _check_alike(store: Store, outline: Outline) -> None:
@@ -257,8 +265,9 @@ def train_stage(run: Run, stage: Stage) -> None:
                 processes.together(lambda: _first_state(run, stage, checkpoints))
             )
             first_step = int(state.step)
-            old = (folder / "done.json", folder / diagnostics.FILE)
-            for path in (*old, run.workdir / "summary.json"):
+            of_stage = (folder / "done.json", folder / diagnostics.FILE)
+            of_run = (run.workdir / "summary.json", run.workdir / building.PRETRAINED)
+            for path in (*of_stage, *of_run):
                 path.unlink(missing_ok=True)  # of a last checkpoint that is gone
             writer = MetricWriter(folder, first_step=first_step, mirror=run.mirror)
             feed = processes.together(lambda: _feed(run, stage, first_step))

@@ -43,8 +43,11 @@ while len(open({log!r}).readlines()) < int(os.environ.get("STUB_TOGETHER", 0)):
         sys.exit("waited for others in vain")
     time.sleep(0.05)
 if "pretrain" in config.stages:
-    (workdir / "pretrain/checkpoints/7").mkdir(parents=True)
+    (workdir / "pretrain/checkpoints/7").mkdir(parents=True, exist_ok=True)
     (workdir / "pretrain/done.json").write_text('{{"steps": 7}}')
+    if os.environ.get("STUB_KILLED", "!") in str(workdir):
+        os.kill(os.getpid(), 9)  # before its diagnostics are written
+    (workdir / "pretrained.json").write_text('{{"stages": ["pretrain"]}}')
 else:
     lr = config.finetune.optimizer.peak_lr
     summary = {{"overall": {{"dice": {{"mean": 1 - abs(lr - 0.02)}}}}}}
@@ -419,6 +422,15 @@ def test_failed_cell_is_named_and_only_what_needs_it_is_left(
     monkeypatch.setenv("STUB_FAILS", "!")
     assert study() == 0
     assert (study.out / "runs/pcl_m2_f0_s0/summary.json").is_file()
+
+
+def test_a_pretraining_killed_before_its_diagnostics_goes_on(study, monkeypatch):
+    monkeypatch.setenv("STUB_KILLED", "pretrain/pcl")
+    assert study() == 1
+    monkeypatch.setenv("STUB_KILLED", "!")
+    begun = len(study.started())
+    assert study() == 0
+    assert "pcl_pretrain_f0_s0" in study.started()[begun:]
 
 
 def test_one_cell_of_the_manifest_as_in_an_array(study, capsys):

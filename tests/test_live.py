@@ -75,6 +75,13 @@ def test_state_is_that_of_the_lock_and_the_summary(run):
     assert live.state(run) == "finished"
 
 
+def test_a_pretraining_is_finished_once_it_says_so_and_its_end_is_there(run):
+    (run / "pretrained.json").write_text('{"stages": ["pretrain"]}')
+    assert live.state(run) == "finished"
+    (run / "pretrain" / "done.json").unlink()
+    assert live.state(run) == "stopped"
+
+
 @pytest.mark.parametrize(
     ("values", "bars"),
     [

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny import ROOT, main_env, run_main, tiny_args
 
+from pclseg import live
 from pclseg.cli import figures
 from pclseg.reports.artifacts import WHEN
 from pclseg.train.metrics import read_rows
@@ -115,6 +116,7 @@ def test_a_run_that_only_pretrains_leaves_its_diagnostics(folder, env, whole):
     done = run_main(args, env=env)
     assert done.returncode == 0, done.stderr
     assert "evaluate: no stage predicts, skipped" in done.stderr
+    assert live.state(folder / "encoder") == "finished"
     found = folder / "encoder" / "pretrain" / "diagnostics.json"
     assert found.read_bytes() == (whole / "pretrain" / found.name).read_bytes()
     before, after = (json.loads(found.read_text())["measures"][k] for k in WHEN)

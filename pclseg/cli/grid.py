@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pclseg import grid, rundir
+from pclseg.building import is_run_finished
 from pclseg.cli.status import exit_status
 from pclseg.config import load_config
 from pclseg.errors import UserError
@@ -161,7 +162,7 @@ def _check_needs(cells: Sequence[Cell], chosen: Sequence[Cell], out: Path) -> No
     here = {cell.name for cell in chosen}
     for cell in chosen:
         for need in cell.needs:
-            if need not in here and not grid.finished_by_name(need, out):
+            if need not in here and not is_run_finished(out / need):
                 raise UserError(
                     f"cell {names[cell.name]}, {cell.name}, needs {need}, which is not"
                     f" finished; run --cell={names[need]} first."
@@ -172,7 +173,7 @@ def _print(cells: Sequence[Cell], chosen: Sequence[Cell], out: Path) -> None:
     names = {cell.name for cell in chosen}
     for number, cell in enumerate(cells):
         if cell.name in names:
-            done = "finished" if grid.finished_by_name(cell.name, out) else "open"
+            done = "finished" if is_run_finished(out / cell.name) else "open"
             log.info("%4d  wave %d  %-8s  %s", number, cell.wave, done, cell.name)
     for wave, span in grid.to_json(cells)["waves"].items():
         log.info("wave %s: cells %s, once the waves before it are finished", wave, span)
@@ -255,12 +256,12 @@ class _Runner:
             ready = (c for c in waiting if self._is_ready(c))
             if job is None and (cell := next(ready, None)):
                 waiting.remove(cell)
-                if not grid.finished_by_name(cell.name, self._out):
+                if not is_run_finished(self._out / cell.name):
                     self._slots[slot] = self._launch(cell, slot)
 
     def _is_ready(self, cell: Cell) -> bool:
         """Whether its needs are finished and no other process has it in work."""
-        needs = all(grid.finished_by_name(name, self._out) for name in cell.needs)
+        needs = all(is_run_finished(self._out / name) for name in cell.needs)
         return needs and not rundir.is_live(self._out / cell.name)
 
     def _launch(self, cell: Cell, slot: int) -> _Job:
@@ -295,9 +296,7 @@ class _Runner:
         self, job: _Job, done: int, total: int, waiting: Sequence[Cell]
     ) -> None:
         seconds = time.monotonic() - job.start
-        if job.process.returncode or not grid.finished_by_name(
-            job.cell.name, self._out
-        ):
+        if job.process.returncode or not is_run_finished(self._out / job.cell.name):
             self._failed.add(job.cell.name)
             log.error(
                 "%s is not finished, exit code %d: %s",
