@@ -136,6 +136,8 @@ def _expects(
 def _about(run: Path) -> dict[str, Any]:
     config, dataset = rundir.read_config(run), read_json(run / "dataset.json")
     start = read_json(run / "run.json")[-1]
+    earlier = reversed(dataset.get("earlier_fingerprints", ()))
+    marks = ", earlier ".join((dataset["fingerprint"], *earlier))
     commit = f" ({start['commit']})" if start["commit"] else ""
     stages, methods, foreign = [], set(), False
     for name in config.stages:
@@ -149,7 +151,7 @@ def _about(run: Path) -> dict[str, Any]:
         methods.add(config[name].method.name)
     return {
         "version": f"{start['pclseg']}{commit}",
-        "data": f"dataset {dataset['name']}, prepared as {dataset['fingerprint']}; fold"
+        "data": f"dataset {dataset['name']}, prepared as {marks}; fold"
         f" {config.data.split.fold}, seed {config.seed}.",
         "stages": stages,
         "methods": methods,

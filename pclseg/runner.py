@@ -129,7 +129,7 @@ def execute(
     store = processes.first_then_others(prepared)
     stop.moved()  # from here on none waits longer for another than a watch allows
     _check_alike(store, outline)
-    _warn_of_other_files(workdir / "dataset.json", store)
+    earlier = _earlier_fingerprints(workdir / "dataset.json", store)
     write_json(
         workdir / "dataset.json",
         {
@@ -140,6 +140,7 @@ def execute(
             "slice_axis": _common_axis(store),
             "spacing": _median_spacing(store),
             "fingerprint": store.fingerprint,
+            "earlier_fingerprints": earlier,
             "store": str(store.path),
         },
     )
@@ -238,14 +239,21 @@ def _check_splits(workdir: Path, outline: Outline) -> None:
         )
 
 
-def _warn_of_other_files(path: Path, store: Store) -> None:
-    """Says so where the run began with other volumes of the same patients."""
-    if path.is_file() and read_json(path).get("fingerprint") != store.fingerprint:
+def _earlier_fingerprints(path: Path, store: Store) -> list[str]:
+    """Of other volumes of the same patients that the run worked with; says so."""
+    if not path.is_file():
+        return []
+    before = read_json(path)
+    known = [*before.get("earlier_fingerprints", []), before.get("fingerprint", "?")]
+    earlier = [mark for mark in known if mark != store.fingerprint]
+    if earlier:
         log.warning(
-            "%s: the data files, or their times, changed since this run began; what is"
-            " finished is of the earlier ones.",
+            "%s: the data files, or their times, changed since this run began; what was"
+            " finished before is of the earlier ones, whose fingerprints %s keeps.",
             path.parent,
+            path.name,
         )
+    return earlier
 
 
 def train_stage(run: Run, stage: Stage) -> None:

@@ -127,6 +127,16 @@ def test_the_card_says_what_was_trained_and_scored(run, model):
     assert card.startswith("---\n") and "license: unknown" in card
 
 
+def test_the_card_names_all_files_that_the_run_worked_with(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    dataset = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(
+        json.dumps({**dataset, "fingerprint": "c", "earlier_fingerprints": ["a", "b"]})
+    )
+    card = write_card([copy], [network.of_run(copy)], "m", licence="")
+    assert "prepared as c, earlier b, earlier a; fold" in card
+
+
 def test_several_runs_go_into_one_folder(run, tmp_path, command):
     out = tmp_path / "model"
     other = shutil.copytree(run, tmp_path / "other")

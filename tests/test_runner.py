@@ -78,16 +78,27 @@ def test_a_stage_is_not_trained_again_under_one_that_started_from_it(tmp_path):
         runner._first_state(run, stages["pretrain"], NO_CHECKPOINT)
 
 
-def test_other_files_of_the_same_patients_are_told(tmp_path, caplog):
-    write_json(tmp_path / "dataset.json", {"fingerprint": "1"})
-    runner._warn_of_other_files(
-        tmp_path / "dataset.json", SimpleNamespace(fingerprint="1")
-    )
-    assert not caplog.records
-    runner._warn_of_other_files(
-        tmp_path / "dataset.json", SimpleNamespace(fingerprint="2")
-    )
-    assert "changed since this run began" in caplog.text
+@pytest.mark.parametrize(
+    ("before", "earlier"),
+    [
+        (None, []),
+        ({"fingerprint": "2"}, []),
+        ({"fingerprint": "1"}, ["1"]),
+        ({"fingerprint": "2", "earlier_fingerprints": ["1"]}, ["1"]),  # the next start
+        ({"fingerprint": "1", "earlier_fingerprints": ["0"]}, ["0", "1"]),
+        ({"fingerprint": "1", "earlier_fingerprints": ["2"]}, ["1"]),  # as it began
+        ({}, ["?"]),  # of a version that kept none
+    ],
+)
+def test_other_files_of_the_same_patients_are_told_and_kept(
+    tmp_path, caplog, before, earlier
+):
+    path = tmp_path / "dataset.json"
+    if before is not None:
+        write_json(path, before)
+    found = runner._earlier_fingerprints(path, SimpleNamespace(fingerprint="2"))
+    assert found == earlier
+    assert ("changed since this run began" in caplog.text) == bool(earlier)
 
 
 def one_process(names, train, rows=(0, 1, 2)):
