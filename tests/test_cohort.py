@@ -8,7 +8,7 @@ import pytest
 from tiny_nifti import config_for, nifti_tree
 
 from pclseg import cohort
-from pclseg.data import headers, prepare, splits
+from pclseg.data import headers, prepare, splits, tfds_store
 from pclseg.data.geometry import prepared_geometry
 from pclseg.data.splits import Split
 from pclseg.data.tfds_store import CaseInfo
@@ -157,6 +157,12 @@ def test_labelled_subsets_are_nested_and_everybody_else_pretrains(planned, fold)
         assert not patients & {*split.validation}
         assert smaller < set(split.labelled) <= set(split.train)
         smaller = set(split.labelled)
+
+
+def test_a_volume_that_no_store_could_hold_is_told_from_its_header(place, monkeypatch):
+    monkeypatch.setattr(tfds_store, "MAX_BYTES", 100)
+    with pytest.raises(UserError, match=r"case00: /.* has \(.* more than the 2 GiB"):
+        cohort.plan_data(config_for(place).data)
 
 
 def test_store_that_cannot_be_written_is_named(place, planned, monkeypatch):

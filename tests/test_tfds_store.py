@@ -180,7 +180,9 @@ def test_damaged_voxels_are_told_with_what_to_do(path, tmp_path, damage):
 
 def test_a_volume_over_the_limit_of_an_example_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_store, "MAX_BYTES", 100)
-    with pytest.raises(UserError, match=r"case_0 has \(3, 5, 4\) voxels .*\.spacing"):
+    with pytest.raises(
+        UserError, match=r"case_0: .* has \(3, 5, 4\) voxels .*\.spacing"
+    ):
         write(tmp_path / "store", [make_volume(0)])
 
 

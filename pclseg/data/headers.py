@@ -8,7 +8,7 @@ import numpy as np
 
 from pclseg.data.datasets.base import Case, Dataset
 from pclseg.data.geometry import AXIS_KEY, prepared_geometry
-from pclseg.data.tfds_store import CaseInfo
+from pclseg.data.tfds_store import CaseInfo, check_size
 from pclseg.data.volume_file import check_grids, naming, open_volume, read_affine
 from pclseg.errors import UserError
 
@@ -32,7 +32,7 @@ def header_infos(
 
     Raises:
         UserError: a file that is missing, whose header cannot be read, or that is no
-            volume; a label on another grid than its image.
+            volume; a label on another grid than its image; a volume too large.
     """
     read: dict[Path, Header] = {}  # the frames of a 4-D file share one header
     infos = tuple(_info(case, slice_axis, spacing, read) for case in dataset.cases)
@@ -89,7 +89,7 @@ def _info(
         with naming(case, path):
             own_shape, own_affine = _header(path, read)
             check_grids(file_shape[:3], affine, own_shape[:3], own_affine, what=what)
-    return CaseInfo(
+    info = CaseInfo(
         name=case.name,
         patient=case.patient,
         frame=case.frame,
@@ -102,6 +102,8 @@ def _info(
         geometry=geometry,
         image_path=str(case.image_path.absolute()),
     )
+    check_size(info)
+    return info
 
 
 def _header(path: Path, read: dict[Path, Header]) -> Header:

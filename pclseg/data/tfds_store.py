@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import os
 import shutil
 import threading
@@ -131,6 +132,16 @@ def _damaged(path: Path, what: str) -> UserError:
     return UserError(f"{path}: {what}; remove this folder and start again.")
 
 
+def check_size(info: CaseInfo) -> None:
+    """Raises UserError where a volume is larger than an example may be."""
+    if 4 * math.prod(info.shape) * info.channels > MAX_BYTES:  # float32
+        raise UserError(
+            f"{info.name}: {info.image_path} has {info.shape} voxels of {info.channels}"
+            " channel(s) after preparation, more than the 2 GiB that a prepared volume"
+            " may take; set a coarser config.data.prepare.spacing, or crop the file."
+        )
+
+
 def write_store(
     path: str | Path,
     *,
@@ -153,6 +164,8 @@ def write_store(
     Raises:
         UserError: a volume is larger than an example may be.
     """
+    for info in infos:
+        check_size(info)
     path = Path(path).expanduser().absolute()
     metadata = {
         "format": FORMAT,
@@ -246,13 +259,6 @@ def _builder_class() -> Any:
 
 
 def _example(volume: Volume, label_dtype: type) -> dict:
-    if volume.image.nbytes > MAX_BYTES:
-        raise UserError(
-            f"{volume.info.name} has {volume.info.shape} voxels of"
-            f" {volume.info.channels} channel(s) after preparation,"
-            " more than the 2 GiB that an example may take; set a coarser"
-            " config.data.prepare.spacing."
-        )
     empty = np.zeros((0, 0, 0), label_dtype)  # TFDS has no absent value
     return {
         "name": volume.info.name,
