@@ -4,6 +4,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from tiny import ROOT
 from pclseg import parallel
 from pclseg.errors import UserError
 from pclseg.state import TrainState
+from pclseg.train import checkpoint
 from pclseg.train.checkpoint import Checkpoints, NotFiniteError, load_weights
 
 pytestmark = pytest.mark.filterwarnings(  # rundir.log_to silences them
@@ -206,6 +208,17 @@ def test_what_a_killed_run_was_saving_is_removed(tmp_path):
     assert same(restore(tmp_path), state_of(5))
     save(tmp_path, 15)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["15", "5"]
+
+
+def test_room_that_a_killed_run_had_reserved_is_given_back(tmp_path, monkeypatch):
+    save(tmp_path, 5)
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "getpid", lambda: 1)
+        killed.setattr(Path, "unlink", lambda *args, **options: None)
+        checkpoint._reserve(tmp_path, {"weights": np.zeros(1000)})
+    assert len(list(tmp_path.iterdir())) == 2
+    save(tmp_path, 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "5"]
 
 
 def damage(path, how):

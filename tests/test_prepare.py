@@ -284,6 +284,20 @@ def test_a_bug_is_raised_with_the_case_that_met_it(tmp_path, threads, monkeypatc
     assert "while preparing case0 from" in error.value.__notes__[0]
 
 
+def test_what_a_run_left_that_was_killed_while_it_cleaned_up_is_removed(
+    tmp_path, threads
+):
+    dataset = make_dataset(tmp_path / "raw")
+    path = run(dataset, tmp_path / "stores")
+    for kind in ("staging", "writing"):
+        rest = path.with_name(f"{path.name}.{kind}")
+        rest.mkdir()
+        (rest / "000001.npz").write_bytes(b"of the volumes")
+    assert run(dataset, tmp_path / "stores") == path
+    assert names(tmp_path / "stores") == [path.name, f"{path.name}.lock"]
+    assert len(tfds_store.open_store(path).infos) == 3
+
+
 def test_callers_at_once_share_one_store(tmp_path, threads, monkeypatch):
     dataset = make_dataset(tmp_path / "raw")
     tasks = []

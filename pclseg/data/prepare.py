@@ -127,13 +127,19 @@ def prepare(
     mark = fingerprint(dataset, options)
     store_dir = Path(store_dir).expanduser().absolute()
     path = store_dir / f"{dataset.name}-{mark}"
+    lock, staging = (
+        path.with_name(f"{path.name}.{kind}") for kind in ("lock", "staging")
+    )
     if path.is_dir():
+        if staging.is_dir():  # a run was killed while it cleaned up, or is at it
+            # Whoever may only read there leaves it to others.
+            with contextlib.suppress(PermissionError), _locked(lock, report):
+                _clean_up(path, staging)
         return path
     store_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(store_dir / f"{path.name}.lock", report):
+    with _locked(lock, report):
         if path.is_dir():  # another process was faster
             return path
-        staging = store_dir / f"{path.name}.staging"
         staging.mkdir(exist_ok=True)
         for unfinished in staging.glob("*.tmp"):  # of a run that was stopped
             unfinished.unlink()
@@ -149,8 +155,14 @@ def prepare(
         ]
         _prepare_all(tasks, workers, report)
         _write_store(path, dataset, mark, tasks, report)
-        shutil.rmtree(staging)
+        _clean_up(path, staging)
     return path
+
+
+def _clean_up(path: Path, staging: Path) -> None:
+    """Removes what the writing of a store leaves beside it, the staging folder last."""
+    for folder in (tfds_store.writing_folder(path), staging):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def fingerprint(dataset: Dataset, options: Options) -> str:

@@ -132,6 +132,11 @@ def _damaged(path: Path, what: str) -> UserError:
     return UserError(f"{path}: {what}; remove this folder and start again.")
 
 
+def writing_folder(path: Path) -> Path:
+    """Where a store is written before it appears under `path`."""
+    return path.with_name(f"{path.name}.writing")
+
+
 def check_size(info: CaseInfo) -> None:
     """Raises UserError where a volume is larger than an example may be."""
     if 4 * math.prod(info.shape) * info.channels > MAX_BYTES:  # float32
@@ -175,7 +180,7 @@ def write_store(
         "fingerprint": fingerprint,
     }
     dtype = np.uint8 if len(label_values) <= 256 else np.uint16
-    writing = path.with_name(f"{path.name}.writing")
+    writing = writing_folder(path)
     shutil.rmtree(writing, ignore_errors=True)
     tfds = _import_tfds()
     builder = _builder_class()(

@@ -236,7 +236,7 @@ def _reserve(folder: Path, tree: Tree) -> None:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     if not hasattr(os, "posix_fallocate"):  # macOS
         return
-    path = folder / f".reserve.{os.getpid()}"
+    path = folder / ".reserve"  # one name: of a run that was killed here it is reused
     try:
         with open(path, "wb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
