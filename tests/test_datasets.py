@@ -396,6 +396,14 @@ def test_an_image_of_the_training_folder_without_label_is_unlabelled(tmp_path):
     assert pairs(msd.make(raw_dir=tmp_path))["organ_2.nii.gz"] is None
 
 
+def test_a_missing_image_of_nnunet_is_named_with_its_channel(tmp_path):
+    task(tmp_path, suffix="_0000", test=())
+    (tmp_path / "imagesTr" / "organ_2_0000.nii.gz").unlink()
+    expected = r"organ_2\.nii\.gz has no image: .*imagesTr/organ_2_0000\.nii\.gz;"
+    with pytest.raises(UserError, match=expected):
+        msd.make(raw_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -182,9 +182,10 @@ def _found_files(root: Path, index: dict, channels: tuple[int, ...]) -> list[Fil
     without_image = sorted(labels.keys() - train.keys(), key=natural_key)
     if without_image:
         name = without_image[0]
+        file = f"{name}_0000.nii.gz" if suffixed else f"{name}.nii.gz"
         raise UserError(
-            f"{labels[name]} has no image: expected {root / 'imagesTr' / name}.nii.gz;"
-            " add it or take the label out."
+            f"{labels[name]} has no image: expected {root / 'imagesTr' / file}; add it"
+            " or take the label out."
         )
     files: list[File] = [
         (name, paths, labels.get(name)) for name, paths in train.items()
