@@ -177,6 +177,6 @@ def _check_room(size: int, devices: Sequence[jax.Device], dtype: str) -> None:
             raise UserError(
                 f"config.data.pipeline is 'device', but the slices of a stage take"
                 f" {size / 2**30:.1f} GiB as {dtype} of {room / 2**30:.1f} GiB on"
-                f" {device}; set{smaller} --config.data.pipeline=tf."
+                f" {device}; set{smaller} --config.data.pipeline=numpy."
             )
     log.info("%.0f MiB of slices are kept on every device", size / 2**20)

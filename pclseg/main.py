@@ -103,9 +103,9 @@ def _peers_lost(error: Exception) -> int:
 
 
 _LESS_HOST_MEMORY = (
-    "this machine is out of memory; use --config.data.pipeline=tf or numpy, which map"
-    " the slices instead of holding them, a lower --config.data.prepare.workers, or a"
-    " machine with more."
+    "this machine is out of memory; use a lower --config.data.prepare.workers; in a new"
+    " --workdir --config.data.pipeline=device, which holds the slices on the device"
+    " alone, and --config.data.device_dtype=float16 or uint8; or a machine with more."
 )
 
 

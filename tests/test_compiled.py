@@ -125,4 +125,6 @@ def test_too_little_memory_of_the_machine_is_one_line(monkeypatch, capsys):
     status = main.main(["main", "--config=configs/pcl_phantom.py"])
     rundir.log_to(None)
     assert status == 1
-    assert "error: this machine is out of memory; use" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: this machine is out of memory; use a lower --config")
+    assert "pipeline=device" in line and "pipeline=tf" not in line  # which holds more

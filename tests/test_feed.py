@@ -95,7 +95,7 @@ def test_slices_that_do_not_fit_are_refused_with_what_helps():
     )
     with pytest.raises(UserError, match=expected):
         feed._check_room(7 * 2**30, [device], "float16")
-    with pytest.raises(UserError, match=r"set --config\.data\.pipeline=tf\.$"):
+    with pytest.raises(UserError, match=r"set --config\.data\.pipeline=numpy\.$"):
         feed._check_room(7 * 2**30, [device], "uint8")
 
 
