@@ -239,15 +239,19 @@ class _Meter:
             0.0,
         )
 
-    def waiting(self) -> "_Stopwatch":
-        return _Stopwatch(
-            lambda seconds: setattr(self, "_waited", self._waited + seconds)
-        )
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A block that waits for data."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
 
-    def paused(self) -> "_Stopwatch":
-        return _Stopwatch(
-            lambda seconds: setattr(self, "_pause", self._pause + seconds)
-        )
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block whose time is none of the steps'."""
+        start = time.monotonic()
+        yield
+        self._pause += time.monotonic() - start
 
     def read(self, step: int) -> dict[str, float]:
         """Scalars since the last reading; starts the next interval."""
@@ -269,19 +273,6 @@ class _Meter:
             f"  {scalars['slices_per_second']:.1f} slices/s"
             f"  data wait {scalars['data_wait_share']:.0%}  ETA {format_seconds(left)}"
         )
-
-
-class _Stopwatch:
-    """Measures a `with` block and hands its seconds over."""
-
-    def __init__(self, report: Callable[[float], None]) -> None:
-        self._report = report
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *exc: object) -> None:
-        self._report(time.monotonic() - self._start)
 
 
 def format_seconds(seconds: float) -> str:
