@@ -15,7 +15,6 @@ def predict_volume(
     image: np.ndarray,
     *,
     min_shape: tuple[int, int],
-    multiple: int = MULTIPLE,
     batch_size: int,
     tile: int | None = None,
 ) -> np.ndarray:
@@ -32,9 +31,8 @@ def predict_volume(
         predict: [B, H', W', C] float32 -> logits [B, H', W', K].
         image: [Z, H, W, C] float32, normalised.
         min_shape: (H, W) of the training crop; smaller slices are padded up to it.
-        multiple: what H' and W' are multiples of.
         batch_size: B.
-        tile: side of the tiles, a multiple of `multiple`; None for whole slices.
+        tile: side of the tiles, a multiple of MULTIPLE; None for whole slices.
 
     Returns:
         [Z, H, W, K] float32, softmax over the last axis.
@@ -45,10 +43,10 @@ def predict_volume(
     """
     if image.ndim != 4:
         raise ValueError(f"image has shape {image.shape}; expected [Z, H, W, C].")
-    if tile is not None and (tile < 1 or tile % multiple):
-        raise ValueError(f"tile is {tile}; expected a multiple of {multiple}.")
+    if tile is not None and (tile < 1 or tile % MULTIPLE):
+        raise ValueError(f"tile is {tile}; expected a multiple of {MULTIPLE}.")
     depth, height, width, channels = image.shape
-    high, wide = padded_shape((height, width), min_shape=min_shape, multiple=multiple)
+    high, wide = padded_shape((height, width), min_shape=min_shape)
     top, left = (high - height) // 2, (wide - width) // 2
     padded = np.zeros((depth, high, wide, channels), np.float32)
     padded[:, top : top + height, left : left + width] = image
@@ -142,11 +140,11 @@ def mean_of(predictors: Sequence[Predictor]) -> Predictor:
 
 
 def padded_shape(
-    shape: tuple[int, int], *, min_shape: tuple[int, int], multiple: int
+    shape: tuple[int, int], *, min_shape: tuple[int, int]
 ) -> tuple[int, int]:
-    """(H', W'): at least `shape` and `min_shape`, rounded up to a multiple."""
+    """(H', W'): at least `shape` and `min_shape`, rounded up to multiples of 16."""
     height, width = (
-        -(-max(size, least) // multiple) * multiple
+        -(-max(size, least) // MULTIPLE) * MULTIPLE
         for size, least in zip(shape, min_shape, strict=True)
     )
     return height, width
