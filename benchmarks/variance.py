@@ -24,8 +24,8 @@ from pclseg.config import settings
 from pclseg.data import make_batches
 from pclseg.data.tfds_store import open_store
 from pclseg.losses import sampling
-from pclseg.losses.anatomical import class_means, info_nce_of
-from pclseg.losses.contrastive import unit_length
+from pclseg.losses.anatomical import class_means
+from pclseg.losses.contrastive import info_nce_of, unit_length
 from pclseg.parts.sampler import draw_of
 from pclseg.reports import drawing
 from pclseg.runner import trained_state

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pclseg import windows
 from pclseg.losses import anatomical, centres, sampling
-from pclseg.losses.contrastive import unit_length
+from pclseg.losses.contrastive import info_nce_of, unit_length
 from pclseg.losses.distillation import (
     confident_share,
     kl_divergence,
@@ -212,7 +212,7 @@ NEGATIVES = np.array([[[0.0, 1, 0], [0, 0, 1]], [[0, 1, 0], [-1, 0, 0]]])
 
 def given_loss(anchors, temperature, normal=unit_length):
     positive = jnp.broadcast_to(normal(POSITIVE), anchors.shape)
-    return anatomical.info_nce_of(
+    return info_nce_of(
         normal(anchors), positive, normal(NEGATIVES), temperature=temperature
     )
 

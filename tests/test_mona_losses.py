@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pclseg.losses import sampling, tail
-from pclseg.losses.anatomical import confusion_probs, info_nce_of
-from pclseg.losses.contrastive import unit_length
+from pclseg.losses.anatomical import confusion_probs
+from pclseg.losses.contrastive import info_nce_of, unit_length
 from pclseg.losses.distillation import (
     confident_share,
     kl_divergence,

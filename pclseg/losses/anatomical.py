@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from pclseg.losses.contrastive import at_least_float32, unit_length
+from pclseg.losses.contrastive import at_least_float32, info_nce_of, unit_length
 from pclseg.losses.sampling import Draw, draw_members, members, naive
 
 Array = jax.Array
@@ -51,28 +51,6 @@ def confusion_probs(
     return jnp.where(able & any_able, probs, 0.0)
 
 
-def info_nce_of(
-    anchors: Array, positive: Array, negatives: Array, *, temperature: float | Array
-) -> Array:
-    """-log of the positive's share of exp(similarity / temperature), itself and all.
-
-    Similarity is the dot product: cosine for vectors of length 1. No gradient is
-    stopped.
-
-    Args:
-        anchors: [..., D] float.
-        positive: [..., D] float, one an anchor.
-        negatives: [..., M, D] float, those of an anchor.
-        temperature: > 0.
-
-    Returns:
-        [...] float32 (float64 for float64).
-    """
-    keys = jnp.concatenate([positive[..., None, :], negatives], axis=-2)
-    similarity = jnp.einsum("...d,...md->...m", anchors, keys, precision="highest")
-    return -jax.nn.log_softmax(at_least_float32(similarity) / temperature)[..., 0]
-
-
 def contrast_in_chunks(
     anchors: Array,
     positives: Array,
@@ -107,6 +85,22 @@ def contrast_in_chunks(
         (jnp.arange(len(anchors)), anchors),
         batch_size=min(chunk, len(anchors)),
     )
+
+
+def mean_over_classes(each: Array, able: Array, present: Array) -> Array:
+    """Mean over the present classes of the mean loss of their anchors.
+
+    Args:
+        each: [A, K] float, of A anchors of each class.
+        able: [K] bool, classes whose anchors count; others add 0 to the mean.
+        present: [K] bool.
+
+    Returns:
+        Scalar; 0 where fewer than two classes are present.
+    """
+    total = jnp.where(able, each.mean(axis=0), 0.0).sum()
+    number = present.sum()
+    return jnp.where(number > 1, total / jnp.maximum(number, 1), 0.0)
 
 
 def anatomical_contrast(
@@ -173,7 +167,4 @@ def anatomical_contrast(
         temperature=temperature,
         chunk=chunk,
     )
-    of_class = each.mean(axis=0)  # [K]
-    total = jnp.where(drawn.count > 0, of_class, 0.0).sum()
-    number = present.sum()
-    return jnp.where(number > 1, total / jnp.maximum(number, 1), 0.0)
+    return mean_over_classes(each, drawn.count > 0, present)

@@ -96,6 +96,28 @@ def pair_nce(
     return jnp.where(some, jax.nn.softplus(rest - logits), 0.0)
 
 
+def info_nce_of(
+    anchors: Array, positive: Array, negatives: Array, *, temperature: float | Array
+) -> Array:
+    """-log of the positive's share of exp(similarity / temperature), itself and all.
+
+    Similarity is the dot product: cosine for vectors of length 1. No gradient is
+    stopped.
+
+    Args:
+        anchors: [..., D] float.
+        positive: [..., D] float, one an anchor.
+        negatives: [..., M, D] float, those of an anchor.
+        temperature: > 0.
+
+    Returns:
+        [...] float32 (float64 for float64).
+    """
+    keys = jnp.concatenate([positive[..., None, :], negatives], axis=-2)
+    similarity = jnp.einsum("...d,...md->...m", anchors, keys, precision="highest")
+    return -jax.nn.log_softmax(at_least_float32(similarity) / temperature)[..., 0]
+
+
 def collapse_value(
     num_embeddings: int, *, temperature: float, base_temperature: float
 ) -> float:

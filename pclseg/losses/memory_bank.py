@@ -4,9 +4,8 @@ Misra and van der Maaten 2020, arXiv 1912.01991.
 """
 
 import jax
-import jax.numpy as jnp
 
-from pclseg.losses.contrastive import unit_length
+from pclseg.losses.contrastive import info_nce_of, unit_length
 
 Array = jax.Array
 
@@ -31,10 +30,7 @@ def bank_nce(
     Returns:
         [B] float32 (float64 for float64), one loss per embedding.
     """
-    entries = jnp.concatenate([own[:, None], negatives], axis=1)  # [B, 1 + K, D]
-    similarity = jnp.einsum("bd,bkd->bk", embedding, entries, precision="highest")
-    dtype = jnp.promote_types(similarity.dtype, jnp.float32)
-    return -jax.nn.log_softmax(similarity.astype(dtype) / temperature)[:, 0]
+    return info_nce_of(embedding, own, negatives, temperature=temperature)
 
 
 def other_rows(keys: Array, row: Array, *, num_rows: int, count: int) -> Array:

@@ -60,6 +60,12 @@ def members(classes: Array, num_classes: int) -> Members:
     return Members(pixels, jnp.cumsum(count) - count, count)
 
 
+def number_below(uniform: Array, count: Array) -> Array:
+    """floor(u n) as int32, in 0..n-1; 0 where n is 0."""
+    place = jnp.floor(uniform * count).astype(jnp.int32)
+    return jnp.clip(place, 0, jnp.maximum(count - 1, 0))  # u n may round up to n
+
+
 def draw_members(members: Members, classes: Array, uniform: Array) -> Array:
     """A pixel of each of some classes, floor(u n) of its n.
 
@@ -71,7 +77,7 @@ def draw_members(members: Members, classes: Array, uniform: Array) -> Array:
     Returns:
         [...] int32; some pixel where the class has none.
     """
-    place = _below(uniform, members.count[classes])
+    place = number_below(uniform, members.count[classes])
     return members.pixels[members.start[classes] + place]
 
 
@@ -131,14 +137,14 @@ def stratified(
     share_key, place_key, last_key = jax.random.split(key, 3)
     offset = jax.random.uniform(share_key, (num_classes, 1))
     slot = (jnp.arange(slots)[None] + offset) / max(slots, 1)
-    rank = _below(slot, count[:, None])
+    rank = number_below(slot, count[:, None])
     # A stratum of the class, also where the class has no pixel at all.
     first_cell = jnp.arange(num_classes)[:, None] * num_strata
     drawn_cell = jnp.where(
         count[:, None] > 0, cell[of_cell.pixels[start[:, None] + rank]], first_cell
     )
     inside = of_cell.count[drawn_cell]
-    place = _below(jax.random.uniform(place_key, rank.shape), inside)
+    place = number_below(jax.random.uniform(place_key, rank.shape), inside)
     places = [place, jnp.maximum(inside - 1 - place, 0)] if antithetic else [place]
     at = of_cell.start[drawn_cell][..., None] + jnp.stack(places, axis=-1)
     pixels = of_cell.pixels[at].reshape(num_classes, -1)
@@ -192,24 +198,18 @@ def folded(
         for k in (row_key, column_key)
     )
     row, column = (
-        _below(u, size) for u, size in zip(uniforms, (height, width), strict=True)
+        number_below(u, size) for u, size in zip(uniforms, (height, width), strict=True)
     )
     if antithetic:
         mirrored = slot % 2 == 1
         row = jnp.where(mirrored, height - 1 - row, row)
         column = jnp.where(mirrored, width - 1 - column, column)
     rank = (first_row + row) * edge + first_column + column
-    even = _below(jax.random.uniform(even_key, shape), count)
+    even = number_below(jax.random.uniform(even_key, shape), count)
     in_a_cell = (cell < side**2) & (drawn_per_cell > 0) & (step > 0)
     rank = jnp.where(in_a_cell & (rank < count), rank, even)
     pixels = all_members.pixels[all_members.start[:, None] + rank]
     return Drawn(pixels, all_members.count)
-
-
-def _below(uniform: Array, count: Array) -> Array:
-    """floor(u n) as int32, in 0..n-1; 0 where n is 0."""
-    place = jnp.floor(uniform * count).astype(jnp.int32)
-    return jnp.clip(place, 0, jnp.maximum(count - 1, 0))  # u n may round up to n
 
 
 def grid_strata(shape: tuple[int, int], cells: tuple[int, int]) -> np.ndarray:

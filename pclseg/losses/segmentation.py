@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from pclseg.losses.contrastive import at_least_float32
+
 Array = jax.Array
 
 _DICE_EPSILON = 1e-5
@@ -91,5 +93,4 @@ def one_hot(label: Array, num_classes: int) -> Array:
 
 
 def _log_probs(logits: Array) -> Array:
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    return jax.nn.log_softmax(logits.astype(dtype), axis=-1)
+    return jax.nn.log_softmax(at_least_float32(logits), axis=-1)

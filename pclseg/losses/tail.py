@@ -10,9 +10,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pclseg.losses.anatomical import class_means, contrast_in_chunks
+from pclseg.losses.anatomical import (
+    class_means,
+    contrast_in_chunks,
+    mean_over_classes,
+)
 from pclseg.losses.contrastive import at_least_float32, unit_length
-from pclseg.losses.sampling import Draw, naive
+from pclseg.losses.sampling import Draw, naive, number_below
 
 Array = jax.Array
 
@@ -202,10 +206,8 @@ def tail_contrast(
 
     def negatives(number: Array) -> Array:
         key = jax.random.fold_in(negative_key, number)
-        shape = (num_classes, num_negatives)
-        uniform = jax.random.uniform(key, shape)
-        place = jnp.floor(uniform * filled[:, None]).astype(jnp.int32)
-        place = jnp.clip(place, 0, jnp.maximum(filled[:, None] - 1, 0))
+        uniform = jax.random.uniform(key, (num_classes, num_negatives))
+        place = number_below(uniform, filled[:, None])
         return unit_length(jnp.take_along_axis(bank, place[..., None], axis=1))
 
     each = contrast_in_chunks(
@@ -216,9 +218,7 @@ def tail_contrast(
         chunk=chunk,
     )
     able = (drawn.count > 0) & (filled > 0) & present
-    total = jnp.where(able, each.mean(axis=0), 0.0).sum()
-    number = present.sum()
-    return jnp.where(number > 1, total / jnp.maximum(number, 1), 0.0)
+    return mean_over_classes(each, able, present)
 
 
 def neighbour_distance(
