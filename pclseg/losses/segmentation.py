@@ -33,7 +33,7 @@ def pixel_cross_entropy(logits: Array, label: Array) -> Array:
     Returns:
         [B, H, W] float32 (float64 for float64).
     """
-    index = label.astype(jnp.int32)[..., None]  # [B, H, W, 1]
+    index = _index(label, logits.shape[-1])[..., None]  # [B, H, W, 1]
     picked = jnp.take_along_axis(_log_probs(logits), index, axis=-1, mode="fill")
     return -picked[..., 0]
 
@@ -87,9 +87,14 @@ def soft_cross_entropy(logits: Array, probs: Array) -> Array:
 
 
 def one_hot(label: Array, num_classes: int) -> Array:
-    """[B, H, W] integer class ids -> [B, H, W, K] float32; NaN for an id beyond K-1."""
-    rows = jnp.eye(num_classes).at[label.astype(jnp.int32)]
+    """[B, H, W] class ids -> [B, H, W, K] float32; NaN for an id not in 0..K-1."""
+    rows = jnp.eye(num_classes).at[_index(label, num_classes)]
     return rows.get(mode="fill", fill_value=jnp.nan)
+
+
+def _index(label: Array, num_classes: int) -> Array:
+    """Ids as int32; K for negative ones, which as an index count from the end."""
+    return jnp.where(label < 0, num_classes, label).astype(jnp.int32)
 
 
 def _log_probs(logits: Array) -> Array:
