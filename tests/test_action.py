@@ -5,6 +5,7 @@ runs in test_action_runs.py.
 """
 
 import functools
+import types
 
 import flax.linen as nn
 import jax
@@ -22,7 +23,7 @@ from pclseg.models import heads, layers
 from pclseg.models.layers import BatchNorm
 from pclseg.models.unet2d_semi import Said
 from pclseg.parts import bank, ema
-from pclseg.parts.pixels import Pixels, pixels_of, prob_of_label
+from pclseg.parts.pixels import pixels_of, prob_of_label
 from pclseg.parts.pseudo_labels import class_shares, pseudo_cross_entropy
 from pclseg.parts.streams import Stream
 from pclseg.parts.supervision import labelled_loss
@@ -635,23 +636,19 @@ def test_anchors_are_drawn_from_their_class():
 
 def test_anchors_are_drawn_below_a_probability():
     """Whose features alone are moved."""
-    probs = np.full((6, 3), 0.05)
     label = np.array([0, 0, 0, 2, 2, 2])
-    probs[np.arange(6), label] = 0.1, 0.9, 0.5, 0.9, 0.8, 0.95
+    of_label = np.array([0.1, 0.9, 0.5, 0.9, 0.8, 0.95])
+    probs = np.repeat((1 - of_label[:, None]) / 2, 3, axis=1)
+    probs[np.arange(6), label] = of_label
     features = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
 
     def moved(below):
-        contrast = _labelled_contrast(1.0, anchors_below=below)
+        term = _centre_term(1.0, num_classes=3, anchors_below=below)
 
         def value(features):
-            pixels = Pixels(
-                features,
-                jnp.asarray(label),
-                jnp.asarray(probs),
-                (jnp.asarray(probs), features[::-1]),
-            )
-            kept, key = contrast.init(8, 3), jax.random.key(0)
-            return contrast.loss(pixels, sampling.naive, kept, jnp.int32(0), key)[0]
+            stream = _in_a_column(features, features[::-1], label, np.log(probs))
+            own = term.init(stream.features)
+            return _value_and_state(term, stream, own, 0, jax.random.key(0))[0]
 
         return np.abs(jax.grad(value)(jnp.asarray(features))).max(axis=1) > 0
 
@@ -700,32 +697,25 @@ def test_rare_classes_lie_apart_with_centres_and_are_found_no_less():  # P 11.9
     other = rng.normal(size=(400, 6)) + places[np.repeat(np.arange(4), 100)]
 
     def trained(centre_weight):
-        contrast = _labelled_contrast(centre_weight)
-        kept = contrast.init(8, 4)
+        term = _centre_term(centre_weight, num_classes=4)
+        own = term.init(jnp.zeros((1, len(label), 1, 8)))
         weights = 0.3 * jax.random.normal(jax.random.key(0), (6, 8))
         taught = weights
 
         @jax.jit
-        def step(weights, taught, kept, number):
+        def step(weights, taught, own, number):
             def value(weights):
-                pixels = Pixels(
-                    features=x @ weights,
-                    label=jnp.asarray(label),
-                    probs=jnp.zeros((len(label), 4)),
-                    taught=(jnp.zeros((len(label), 4)), x @ taught),
-                )
+                logits = np.zeros((len(label), 4))
+                stream = _in_a_column(x @ weights, x @ taught, label, logits)
                 key = jax.random.fold_in(jax.random.key(1), number)
-                loss, after, _ = contrast.loss(
-                    pixels, sampling.naive, kept, number, key
-                )
-                return loss, after
+                return _value_and_state(term, stream, own, number, key)
 
             grad, after = jax.grad(value, has_aux=True)(weights)
             weights = weights - 0.3 * grad
             return weights, 0.9 * taught + 0.1 * weights, after
 
         for number in range(300):
-            weights, taught, kept = step(weights, taught, kept, number)
+            weights, taught, own = step(weights, taught, own, number)
         z = np.asarray(unit_length(x @ weights))
         means = _unit(np.stack([z[label == kind].mean(axis=0) for kind in range(4)]))
         said = np.asarray(unit_length(jnp.float32(other) @ weights)) @ means.T
@@ -739,8 +729,12 @@ def test_rare_classes_lie_apart_with_centres_and_are_found_no_less():  # P 11.9
     assert tail >= plain_tail - 0.02
 
 
-def _labelled_contrast(centre_weight, anchors_below=2.0):
-    return action_pp.pull_to_centres(
+def _centre_term(centre_weight, *, num_classes, anchors_below=2.0):
+    return action_pp.centre_term(
+        model=types.SimpleNamespace(num_classes=num_classes, stride=1),
+        axis_name=None,
+        sampler="naive",
+        sampler_cells=(1, 1),
         labelled_weight=1.0,
         labelled_temperature=(0.3, 0.3),
         temperature_period=1,
@@ -753,6 +747,20 @@ def _labelled_contrast(centre_weight, anchors_below=2.0):
         centre_seed=0,
         mean_rate=0.1,
     )
+
+
+def _in_a_column(features, taught, label, logits):
+    """One slice, a pixel a row."""
+    none = jnp.zeros(0)
+    features, taught, label, logits = (
+        jnp.asarray(x)[None, :, None] for x in (features, taught, label, logits)
+    )
+    return Stream(none, none, label, none, logits, features, (logits, taught))
+
+
+def _value_and_state(term, labelled, own, step, key):
+    value, after, *_ = term.loss(labelled, None, None, {}, own, jnp.int32(step), key)
+    return value, after
 
 
 # Networks.

@@ -182,7 +182,7 @@ def _modules(package: Any) -> Iterator[str]:
             tail_term,
             equivariance_term,
             neighbour_term,
-            action_pp.pull_to_centres,
+            action_pp.centre_term,
             make,
         )
         explained = {k: v for source in shared for k, v in arguments(source).items()}

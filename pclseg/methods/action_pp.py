@@ -3,8 +3,8 @@
 You et al. 2023, arXiv 2304.02689. All temperatures may rise and fall (`schedule`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -21,7 +21,7 @@ from pclseg.losses.sampling import Draw
 from pclseg.methods.base import Array, Method
 from pclseg.parts import bank
 from pclseg.parts.anatomical import anatomical_term
-from pclseg.parts.pixels import Pixels, pixels_of, prob_of_label, shape_of_all
+from pclseg.parts.pixels import pixels_of, prob_of_label, shape_of_all
 from pclseg.parts.pseudo_labels import (
     Said,
     Stream,
@@ -72,7 +72,7 @@ def make(
     """The loss of ACTION + labelled_weight * L_aaco.
 
     The arguments are those of `pseudo_labelled`, `anatomical_term` and
-    `pull_to_centres`; the model is "unet2d_dense".
+    `centre_term`; the model is "unet2d_dense".
     """
     contrast = anatomical_term(
         model=model,
@@ -87,7 +87,11 @@ def make(
         sure_threshold=sure_threshold,
         hard_threshold=hard_threshold,
     )
-    centred = pull_to_centres(
+    centred = centre_term(
+        model=model,
+        axis_name=axis_name,
+        sampler=sampler,
+        sampler_cells=sampler_cells,
         labelled_weight=labelled_weight,
         labelled_temperature=labelled_temperature,
         temperature_period=temperature_period,
@@ -100,22 +104,11 @@ def make(
         centre_seed=centre_seed,
         mean_rate=mean_rate,
     )
-    terms = {
-        "anatomical_contrast": contrast,
-        "labelled_contrast": labelled_term(
-            centred,
-            model=model,
-            axis_name=axis_name,
-            sampler=sampler,
-            sampler_cells=sampler_cells,
-            number=labelled_anchors,
-        ),
-    }
     return pseudo_labelled(
         model=model,
         augment=augment,
         axis_name=axis_name,
-        terms=terms,
+        terms={"anatomical_contrast": contrast, "labelled_contrast": centred},
         supervised_weight=1.0,
         strong=strong,
         mix_mode=mix_mode,
@@ -127,66 +120,12 @@ def make(
     )
 
 
-class LabelledContrast(NamedTuple):
-    """A loss of labelled pixels, with a state of its own.
-
-    Attributes:
-        init: (D, dimension of the features, K) -> its state, a dict.
-        loss: (pixels, draw of them, its state, step, key) -> (scalar, state after it,
-            metrics).
-    """
-
-    init: Callable[[int, int], Tree]
-    loss: Callable[
-        [Pixels, Draw, Tree, Array, Array], tuple[Array, Tree, dict[str, Array]]
-    ]
-
-
-def labelled_term(
-    contrast: LabelledContrast,
+def centre_term(
     *,
     model: Any,
     axis_name: str | None,
     sampler: str,
     sampler_cells: Sequence[int],
-    number: int,
-) -> Term:
-    """The term of a contrast of labelled pixels, which the teacher sees as they are.
-
-    Args:
-        contrast: that it adds.
-        model: that of `pseudo_labelled`.
-        axis_name: of the pmapped step, or None.
-        sampler: how its anchors are drawn, of `sampler.SAMPLERS`.
-        sampler_cells: (rows, columns) of its grid on a slice.
-        number: of the anchors of a class.
-    """
-    check_sampler(sampler, sampler_cells, number)
-
-    def loss(
-        labelled: Stream,
-        rest: Stream,
-        student: Student,
-        model_state: Tree,
-        own: Tree,
-        step: Array,
-        key: Array,
-    ) -> Said:
-        del rest, student
-        pixels = pixels_of(labelled, stride=model.stride, axis_name=axis_name)
-        shape = shape_of_all(labelled.features, axis_name)
-        draw = draw_of(sampler, sampler_cells, [shape])
-        value, after, metrics = contrast.loss(pixels, draw, own, step, key)
-        return Said(value, after, model_state, metrics)
-
-    def init(features: Array) -> Tree:
-        return contrast.init(features.shape[-1], model.num_classes)
-
-    return Term(init, loss, teacher_sees=frozenset({"labelled"}))
-
-
-def pull_to_centres(
-    *,
     labelled_weight: float,
     labelled_temperature: Sequence[float],
     temperature_period: int,
@@ -198,7 +137,7 @@ def pull_to_centres(
     centres: str,
     centre_seed: int,
     mean_rate: float,
-) -> LabelledContrast:
+) -> Term:
     """labelled_weight * L_aaco, supervised adaptive anatomical contrast.
 
     L_aaco is `centre_contrast`: anchors are labelled pixels of the student; own keys
@@ -206,6 +145,10 @@ def pull_to_centres(
     move, centres are assigned to them, the loss is taken, then the bank takes the keys.
 
     Args:
+        model: that of `pseudo_labelled`.
+        axis_name: of the pmapped step, or None.
+        sampler: how anchors are drawn, of `sampler.SAMPLERS`.
+        sampler_cells: (rows, columns) of its grid on a slice, see `sampler.draw_of`.
         labelled_weight: lambda_sa, >= 0.
         labelled_temperature: of L_aaco, see `temperature.schedule`.
         temperature_period: in steps.
@@ -234,11 +177,13 @@ def pull_to_centres(
     require("centres", repr(centres), "'simplex' or 'solved'", known)
     require("centre_seed", centre_seed, "0 or more", centre_seed >= 0)
     require("mean_rate", mean_rate, "0 < rate <= 1", 0 < mean_rate <= 1)
+    check_sampler(sampler, sampler_cells, labelled_anchors)
     temperature_at = schedule(
         "labelled_temperature", labelled_temperature, period=temperature_period
     )
 
-    def init(dim: int, num_classes: int) -> Tree:
+    def init(features: Array) -> Tree:
+        num_classes, dim = model.num_classes, features.shape[-1]
         return {
             "centres": class_centres(centres, num_classes, dim, seed=centre_seed),
             "means": jnp.zeros((num_classes, dim)),
@@ -248,12 +193,21 @@ def pull_to_centres(
         }
 
     def loss(
-        pixels: Pixels, draw: Draw, kept: Tree, step: Array, key: Array
-    ) -> tuple[Array, Tree, dict[str, Array]]:
-        num_classes = len(kept["centres"])
+        labelled: Stream,
+        rest: Stream,
+        student: Student,
+        model_state: Tree,
+        own: Tree,
+        step: Array,
+        key: Array,
+    ) -> Said:
+        del rest, student
+        num_classes = model.num_classes
+        pixels = pixels_of(labelled, stride=model.stride, axis_name=axis_name)
         _, taught = pixels.taught
+        shape = shape_of_all(labelled.features, axis_name)
         drawn, label = draw_anchors(
-            draw,
+            draw_of(sampler, sampler_cells, [shape]),
             jnp.where(prob_of_label(pixels) < anchors_below, pixels.label, num_classes),
             key,
             num_classes=num_classes,
@@ -263,14 +217,15 @@ def pull_to_centres(
             unit_length(features[drawn]) for features in (pixels.features, taught)
         )
         means, seen = moved_means(
-            kept["means"],
-            kept["seen"],
+            own["means"],
+            own["seen"],
             anchors,
             jnp.where(label < 0, num_classes, label),
             rate=mean_rate,
         )
-        assigned = assigned_centres(means, kept["centres"])
-        stored = kept["bank"]
+        assigned = assigned_centres(means, own["centres"])
+        stored = own["bank"]
+        temperature = temperature_at(step)
         terms = centre_contrast(
             anchors,
             keys,
@@ -278,14 +233,14 @@ def pull_to_centres(
             stored.rows["key"],
             stored.rows["label"],
             bank.there(stored),
-            kept["centres"],
+            own["centres"],
             assigned,
-            temperature=temperature_at(step),
+            temperature=temperature,
             centre_weight=centre_weight,
             mode=centre_mode,
         )
         after = {
-            "centres": kept["centres"],
+            "centres": own["centres"],
             "means": means,
             "seen": seen,
             "assigned": assigned,
@@ -294,12 +249,13 @@ def pull_to_centres(
         metrics = {
             "class_contrast": terms.to_class,
             "centre_contrast": terms.to_centre,
-            "centres_moved": (assigned != kept["assigned"]).mean(),
-            "labelled_temperature": temperature_at(step),
+            "centres_moved": (assigned != own["assigned"]).mean(),
+            "labelled_temperature": temperature,
         }
-        return labelled_weight * (terms.to_class + terms.to_centre), after, metrics
+        value = labelled_weight * (terms.to_class + terms.to_centre)
+        return Said(value, after, model_state, metrics)
 
-    return LabelledContrast(init, loss)
+    return Term(init, loss, teacher_sees=frozenset({"labelled"}))
 
 
 def class_centres(how: str, num_classes: int, dim: int, *, seed: int) -> Array:
