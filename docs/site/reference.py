@@ -40,6 +40,18 @@ SECTIONS: list[tuple[str, Any]] = [
     ("*.augment", spatial.make),
     ("*.optimizer", optimizer.make),
 ]
+# What explains settings of several methods.
+SHARED: list[Any] = [
+    tcsm.make,
+    two_views,
+    distillation,
+    anatomical_term,
+    tail_term,
+    equivariance_term,
+    neighbour_term,
+    action_pp.centre_term,
+    pseudo_labelled,
+]
 # The keys that no single function takes.
 MEANT = {
     "arm": "the name of this kind of run in tables",
@@ -172,20 +184,9 @@ def _modules(package: Any) -> Iterator[str]:
             continue
         summary = (inspect.getdoc(module) or "").partition("\n")[0]
         yield f"\n### {path.stem}\n\n{summary}\n\n"
-        # Some say that their arguments are those of another.
-        shared = (
-            tcsm.make,
-            two_views,
-            distillation,
-            pseudo_labelled,
-            anatomical_term,
-            tail_term,
-            equivariance_term,
-            neighbour_term,
-            action_pp.centre_term,
-            make,
-        )
-        explained = {k: v for source in shared for k, v in arguments(source).items()}
+        # Some say that their arguments are those of others, which they import.
+        others = [f for f in SHARED if f.__name__ in vars(module)]
+        explained = {k: v for f in (*others, make) for k, v in arguments(f).items()}
         rows = [
             f"| `{name}` | {_cell(explained.get(name, ''))} |"
             for name in inspect.signature(make).parameters
