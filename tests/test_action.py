@@ -21,7 +21,7 @@ from pclseg.losses.contrastive import unit_length
 from pclseg.methods import action_pp
 from pclseg.models import heads, layers
 from pclseg.models.layers import BatchNorm
-from pclseg.models.unet2d_semi import Said
+from pclseg.models.unet2d_semi import Outputs
 from pclseg.parts import bank, ema
 from pclseg.parts.pixels import pixels_of, prob_of_label
 from pclseg.parts.pseudo_labels import class_shares, pseudo_cross_entropy
@@ -169,14 +169,14 @@ class Network(nn.Module):
         x = self.features(images, train)
         logits, said = self.last(x), {"global": self.head(x.mean((1, 2)))[:, None]}
         if not self.windows:
-            return Said(None, said)
+            return Outputs(None, said)
         halves = jnp.stack([half.mean((1, 2)) for half in jnp.split(logits, 2, 1)], 1)
-        return Said(logits, {**said, "local": halves})
+        return Outputs(logits, {**said, "local": halves})
 
     def as_student(self, images, train):
         logits, said = self.as_teacher(images, train)
         predictors = {"global": self.predictor, "local": self.local_predictor}
-        return Said(logits, {name: predictors[name](z) for name, z in said.items()})
+        return Outputs(logits, {name: predictors[name](z) for name, z in said.items()})
 
 
 def network(name):

@@ -23,10 +23,10 @@ from pclseg.parts import bank
 from pclseg.parts.anatomical import anatomical_term
 from pclseg.parts.pixels import pixels_of, prob_of_label, shape_of_all
 from pclseg.parts.pseudo_labels import (
-    Said,
     Stream,
     Student,
     Term,
+    TermResult,
     pseudo_labelled,
 )
 from pclseg.parts.sampler import check_sampler, draw_of
@@ -200,7 +200,7 @@ def centre_term(
         own: Tree,
         step: Array,
         key: Array,
-    ) -> Said:
+    ) -> TermResult:
         del rest, student
         num_classes = model.num_classes
         pixels = pixels_of(labelled, stride=model.stride, axis_name=axis_name)
@@ -253,7 +253,7 @@ def centre_term(
             "labelled_temperature": temperature,
         }
         value = labelled_weight * (terms.to_class + terms.to_centre)
-        return Said(value, after, model_state, metrics)
+        return TermResult(value, after, model_state, metrics)
 
     return Term(init, loss, teacher_sees=frozenset({"labelled"}))
 

@@ -26,7 +26,7 @@ from pclseg.models.unet2d import BACKBONES
 Array = jax.Array
 
 
-class Said(NamedTuple):
+class Outputs(NamedTuple):
     """What a network says of some images in distillation.
 
     Attributes:
@@ -72,13 +72,13 @@ class UNet2DDistill(nn.Module):
         centre, _ = self.encoder(images, train=train)
         return self.head(global_average(centre))
 
-    def as_teacher(self, images: Array, train: bool) -> Said:
+    def as_teacher(self, images: Array, train: bool) -> Outputs:
         """Like `__call__`, as an embedding of one window."""
-        return Said(None, {"global": self(images, train)[:, None]})
+        return Outputs(None, {"global": self(images, train)[:, None]})
 
-    def as_student(self, images: Array, train: bool) -> Said:
+    def as_student(self, images: Array, train: bool) -> Outputs:
         """The same after the predictor."""
-        return Said(None, {"global": self.predictor(self(images, train))[:, None]})
+        return Outputs(None, {"global": self.predictor(self(images, train))[:, None]})
 
 
 class UNet2DDistillLocal(nn.Module):
@@ -119,7 +119,7 @@ class UNet2DDistillLocal(nn.Module):
         """
         return self._paths(images, train)[1]
 
-    def as_teacher(self, images: Array, train: bool) -> Said:
+    def as_teacher(self, images: Array, train: bool) -> Outputs:
         """Like `__call__`, with an embedding "global" and one "local".
 
         Raises:
@@ -129,15 +129,15 @@ class UNet2DDistillLocal(nn.Module):
         centre, logits = self._paths(images, train)
         parts = self.local_head(logits)
         whole = self.head(global_average(centre))
-        return _said(logits, whole, parts)
+        return _outputs(logits, whole, parts)
 
-    def as_student(self, images: Array, train: bool) -> Said:
+    def as_student(self, images: Array, train: bool) -> Outputs:
         """The same after the predictors."""
         check_window(self.window, images.shape[1:3])
         centre, logits = self._paths(images, train)
         parts = self.local_predictor(self.local_head(logits))
         whole = self.predictor(self.head(global_average(centre)))
-        return _said(logits, whole, parts)
+        return _outputs(logits, whole, parts)
 
     def _paths(self, images: Array, train: bool) -> tuple[Array, Array]:
         """Centre and logits."""
@@ -146,8 +146,8 @@ class UNet2DDistillLocal(nn.Module):
         return centre, logits
 
 
-def _said(logits: Array, whole: Array, parts: Array) -> Said:
-    return Said(logits, {"global": whole[:, None], "local": windows_of(parts)})
+def _outputs(logits: Array, whole: Array, parts: Array) -> Outputs:
+    return Outputs(logits, {"global": whole[:, None], "local": windows_of(parts)})
 
 
 def check_window(window: int, size: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pclseg.losses.anatomical import anatomical_contrast
 from pclseg.methods.base import Array
 from pclseg.parts.pixels import joined, pixels_of, prob_of_label, shape_of_all
-from pclseg.parts.pseudo_labels import Said, Student, Term, stateless
+from pclseg.parts.pseudo_labels import Student, Term, TermResult, stateless
 from pclseg.parts.sampler import check_sampler, draw_of
 from pclseg.parts.settings import require
 from pclseg.parts.streams import Stream
@@ -69,7 +69,7 @@ def anatomical_term(
         own: Tree,
         step: Array,
         key: Array,
-    ) -> Said:
+    ) -> TermResult:
         del student
         sure = (rest.label < model.num_classes) & (rest.confidence >= sure_threshold)
         rest = rest._replace(label=jnp.where(sure, rest.label, model.num_classes))
@@ -100,6 +100,6 @@ def anatomical_term(
             "anatomical_contrast": contrast,
             "contrast_temperature": temperature,
         }
-        return Said(contrast_weight * contrast, own, model_state, metrics)
+        return TermResult(contrast_weight * contrast, own, model_state, metrics)
 
     return Term(stateless, loss)

@@ -56,7 +56,7 @@ def distillation(
     enters the bank after its loss, so it never meets itself; empty places do not count.
 
     Args:
-        model: with `as_teacher` and `as_student`, images [B, H, W, C] -> `Said`.
+        model: with `as_teacher` and `as_student`, images [B, H, W, C] -> `Outputs`.
         augment: moves images, and their labels alike; for both views the same.
         axis_name: of the pmapped step, or None.
         supervised: whether there is a stream of labelled slices beside that of all.

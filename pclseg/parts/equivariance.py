@@ -13,7 +13,7 @@ from pclseg import parallel
 from pclseg.augment import sample_keys
 from pclseg.losses.distillation import masked_kl
 from pclseg.methods.base import Array
-from pclseg.parts.pseudo_labels import Said, Student, Term, stateless
+from pclseg.parts.pseudo_labels import Student, Term, TermResult, stateless
 from pclseg.parts.settings import require
 from pclseg.parts.streams import Stream
 from pclseg.parts.strong import strong_view
@@ -58,11 +58,11 @@ def equivariance_term(
         own: Tree,
         step: Array,
         key: Array,
-    ) -> Said:
+    ) -> TermResult:
         del step
         height, width = rest.label.shape[1:]
         if warp_weight == 0:
-            return Said(jnp.zeros(()), own, model_state, {})
+            return TermResult(jnp.zeros(()), own, model_state, {})
         strong_key, all_key, labelled_key, rest_key = jax.random.split(key, 4)
         rows = parallel.row_ids(len(rest.images), axis_name)
         seen, _ = strengthen(sample_keys(strong_key, rows), rest.before, None)
@@ -83,6 +83,8 @@ def equivariance_term(
             there = warped(jnp.concatenate([known, mask], axis=-1), where)
             values.append(masked_kl(there[..., :-1], logits, there[..., -1]))
         value = jnp.concatenate(values).mean()
-        return Said(warp_weight * value, own, model_state, {"equivariance": value})
+        return TermResult(
+            warp_weight * value, own, model_state, {"equivariance": value}
+        )
 
     return Term(stateless, loss)

@@ -10,7 +10,7 @@ from pclseg import parallel
 from pclseg.losses.tail import neighbour_distance
 from pclseg.methods.base import Array
 from pclseg.parts import bank
-from pclseg.parts.pseudo_labels import Said, Student, Term
+from pclseg.parts.pseudo_labels import Student, Term, TermResult
 from pclseg.parts.settings import require
 from pclseg.parts.streams import Stream
 from pclseg.state import Tree
@@ -57,7 +57,7 @@ def neighbour_term(
         own: Tree,
         step: Array,
         key: Array,
-    ) -> Said:
+    ) -> TermResult:
         del labelled, student, step, key
         pool = own["pool"]
         _, features = rest.taught
@@ -71,7 +71,9 @@ def neighbour_term(
         ).mean()
         pool = bank.pushed(pool, key=parallel.all_gather(taught, axis_name))
         metrics = {"neighbour_distance": value}
-        return Said(neighbour_weight * value, {"pool": pool}, model_state, metrics)
+        return TermResult(
+            neighbour_weight * value, {"pool": pool}, model_state, metrics
+        )
 
     return Term(init, loss, teacher_sees=frozenset({"rest"}))
 

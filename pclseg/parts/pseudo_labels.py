@@ -29,7 +29,7 @@ from pclseg.state import TrainState, Tree
 _FEW = 0.1  # of the share that a class has of labelled pixels
 
 
-class Said(NamedTuple):
+class TermResult(NamedTuple):
     """What a term comes to.
 
     Attributes:
@@ -55,13 +55,14 @@ class Term(NamedTuple):
 
     Attributes:
         init: features of a batch [B, h, w, D] -> its state, a dict.
-        loss: (labelled, rest, student, model state, own state, step, key) -> `Said`.
+        loss: (labelled, rest, student, model state, own state, step, key) -> what it
+            comes to.
         teacher_sees: the streams of which the term wants to know the teacher's
             `taught`.
     """
 
     init: Callable[[Array], Tree]
-    loss: Callable[[Stream, Stream, Student, Tree, Tree, Array, Array], Said]
+    loss: Callable[[Stream, Stream, Student, Tree, Tree, Array, Array], TermResult]
     teacher_sees: frozenset[Literal["labelled", "rest"]] = frozenset()
 
 

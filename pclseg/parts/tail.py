@@ -15,7 +15,7 @@ from pclseg.methods.base import Array
 from pclseg.parts import bank
 from pclseg.parts.collapse import spread
 from pclseg.parts.pixels import joined, pixels_of, shape_of_all
-from pclseg.parts.pseudo_labels import Said, Student, Term
+from pclseg.parts.pseudo_labels import Student, Term, TermResult
 from pclseg.parts.sampler import check_sampler, draw_of
 from pclseg.parts.settings import require
 from pclseg.parts.streams import Stream
@@ -106,7 +106,7 @@ def tail_term(
         own: Tree,
         step: Array,
         key: Array,
-    ) -> Said:
+    ) -> TermResult:
         del student
         pixel_key, draw_key = jax.random.split(key)
         known, others = (
@@ -150,7 +150,9 @@ def tail_term(
             "bank_filled": banks.filled.mean() / bank_size,
             "embedding_std": spread(unit_length(pixels.features), None),
         }
-        return Said(contrast_weight * value, {"banks": banks}, model_state, metrics)
+        return TermResult(
+            contrast_weight * value, {"banks": banks}, model_state, metrics
+        )
 
     return Term(init, loss, teacher_sees=frozenset({"labelled", "rest"}))
 
