@@ -198,16 +198,8 @@ def centre_contrast(
     stored = jnp.einsum("nd,md->nm", anchors, bank, precision="highest")
     fixed = jnp.einsum("nd,kd->nk", anchors, centres, precision="highest")
     logits = jnp.concatenate([own, stored, fixed], axis=1) / temperature
-    some = jnp.ones(len(anchors), bool)[:, None]
-    there = jnp.concatenate(
-        [
-            some,
-            some & filled[None],
-            some & jnp.ones(len(centres), bool)[None],
-        ],
-        axis=1,
-    )
-    log_share = jax.nn.log_softmax(logits, axis=1, where=there)
+    there = jnp.pad(filled, (1, len(centres)), constant_values=True)
+    log_share = jax.nn.log_softmax(logits, axis=1, where=there[None])
     alike = filled[None] & (bank_labels[None] == labels[:, None])
     number = 1 + alike.sum(axis=1)  # |P|
     own_share, stored_share, fixed_share = jnp.split(
