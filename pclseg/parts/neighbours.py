@@ -93,7 +93,9 @@ def averaged(features: Array, cells: int) -> Array:
         for size in features.shape[1:3]
     )
     features = features.astype(jnp.float32)
-    coarse = jnp.einsum("ih,bhwd,jw->bijd", rows, features, columns)
+    coarse = jnp.einsum(
+        "ih,bhwd,jw->bijd", rows, features, columns, precision="highest"
+    )
     return coarse.reshape(len(features), -1)
 
 
