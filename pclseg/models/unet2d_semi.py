@@ -161,15 +161,13 @@ def check_window(window: int, size: tuple[int, ...]) -> None:
         )
 
 
-class UNet2DDense(nn.Module):
-    """U-Net with a head that embeds pixels.
+class _PixelUNet(nn.Module):
+    """U-Net for a head that embeds pixels.
 
     Attributes:
-        out_dim: D, dimension of the embedding of a pixel.
+        out_dim: D, dimension of the embedding of a pixel; 496 in the code of MONA.
         stride: pixels from one that is embedded to the next; 1 in the papers. Memory
             falls with its square.
-        activate_heads: whether the head has a ReLU between its two layers; in the
-            authors' code it has none.
     """
 
     width: int
@@ -181,7 +179,6 @@ class UNet2DDense(nn.Module):
     axis_name: str | None = None
     remat: bool = False
     backbone: str = "pcl"
-    activate_heads: bool = True
 
     def setup(self) -> None:
         """Names the parts as they stand in checkpoints."""
@@ -189,18 +186,37 @@ class UNet2DDense(nn.Module):
         paths = BACKBONES[self.backbone]
         self.encoder = paths.Encoder(self.width, *shared)
         self.decoder = paths.Decoder(self.width, self.num_classes, *shared)
-        self.dense_head = DenseHead(
-            self.out_dim, self.stride, self.activate_heads, self.dtype
-        )
 
     def __call__(self, images: Array, train: bool) -> Array:
         """[B, H, W, C] float, H and W multiples of 16 -> logits [B, H, W, K] float32.
 
         With `train`, apply with `mutable=["batch_stats"]` and `rngs={"dropout": key}`.
         """
+        return self._maps(images, train)[0]
+
+    def _maps(self, images: Array, train: bool) -> tuple[Array, tuple[Array, ...]]:
+        """Logits; the centre and the maps of the decoder."""
         centre, skips = self.encoder(images, train=train)
-        logits, _ = self.decoder(centre, skips, train=train)
-        return logits
+        logits, maps = self.decoder(centre, skips, train=train)
+        return logits, (centre, *maps)
+
+
+class UNet2DDense(_PixelUNet):
+    """U-Net with a head that embeds pixels.
+
+    Attributes:
+        activate_heads: whether the head has a ReLU between its two layers; in the
+            authors' code it has none.
+    """
+
+    activate_heads: bool = True
+
+    def setup(self) -> None:
+        """Names the parts as they stand in checkpoints."""
+        super().setup()
+        self.dense_head = DenseHead(
+            self.out_dim, self.stride, self.activate_heads, self.dtype
+        )
 
     def dense(self, images: Array, train: bool) -> tuple[Array, Array]:
         """Like `__call__`, and what the head says of pixels 0, stride, 2 stride, ...
@@ -208,42 +224,23 @@ class UNet2DDense(nn.Module):
         Returns:
             Logits; embeddings [B, H / stride, W / stride, D] of `dtype`, of any length.
         """
-        centre, skips = self.encoder(images, train=train)
-        logits, maps = self.decoder(centre, skips, train=train)
-        return logits, self.dense_head((centre, *maps), images.shape[1:3])
+        logits, maps = self._maps(images, train)
+        return logits, self.dense_head(maps, images.shape[1:3])
 
     def taught(self, images: Array, train: bool) -> tuple[Array, Array]:
         """What a teacher says in place of `dense`: the same."""
         return self.dense(images, train)
 
 
-class UNet2DPyramid(nn.Module):
+class UNet2DPyramid(_PixelUNet):
     """U-Net with a pyramid that embeds pixels, and a predictor of the student on it.
 
     MONA, You et al. 2022, arXiv 2209.13476.
-
-    Attributes:
-        out_dim: D, dimension of the embedding of a pixel; 496 in the authors' code.
-        stride: pixels from one that is embedded to the next; 1 in the papers. Memory
-            falls with its square.
     """
-
-    width: int
-    num_classes: int
-    out_dim: int
-    stride: int
-    dtype: str
-    bn_groups: int
-    axis_name: str | None = None
-    remat: bool = False
-    backbone: str = "pcl"
 
     def setup(self) -> None:
         """Names the parts as they stand in checkpoints."""
-        shared = (self.dtype, self.bn_groups, self.axis_name, self.remat)
-        paths = BACKBONES[self.backbone]
-        self.encoder = paths.Encoder(self.width, *shared)
-        self.decoder = paths.Decoder(self.width, self.num_classes, *shared)
+        super().setup()
         self.pyramid = PyramidHead(self.out_dim, self.stride, self.dtype)
         self.predictor1, self.predictor2 = (
             dense(
@@ -256,24 +253,14 @@ class UNet2DPyramid(nn.Module):
             for i in (1, 2)
         )
 
-    def __call__(self, images: Array, train: bool) -> Array:
-        """[B, H, W, C] float, H and W multiples of 16 -> logits [B, H, W, K] float32.
-
-        With `train`, apply with `mutable=["batch_stats"]` and `rngs={"dropout": key}`.
-        """
-        centre, skips = self.encoder(images, train=train)
-        logits, _ = self.decoder(centre, skips, train=train)
-        return logits
-
     def taught(self, images: Array, train: bool) -> tuple[Array, Array]:
         """Like `__call__`, and what the pyramid says of pixels 0, stride, 2 stride, ...
 
         Returns:
             Logits; embeddings [B, H / stride, W / stride, D] of `dtype`, of any length.
         """
-        centre, skips = self.encoder(images, train=train)
-        logits, maps = self.decoder(centre, skips, train=train)
-        return logits, self.pyramid((centre, *maps), images.shape[1:3])
+        logits, maps = self._maps(images, train)
+        return logits, self.pyramid(maps, images.shape[1:3])
 
     def dense(self, images: Array, train: bool) -> tuple[Array, Array]:
         """The same after the predictor, two layers that have no ReLU."""
