@@ -16,6 +16,7 @@ from pclseg.losses.distillation import (
     masked_kl,
     similarity_log_probs,
 )
+from pclseg.losses.neighbours import neighbour_distance
 from pclseg.losses.segmentation import cross_entropy, dice_loss, dice_sums
 from pclseg.parts import bank as banks
 from pclseg.parts import warp
@@ -441,7 +442,7 @@ TEACHERS = np.array([[0.2, 1, 0.1], [0.5, 0.1, 1]])
 
 def test_nearest_neighbours():  # M9
     def mean(student, teacher, pool):
-        return tail.neighbour_distance(
+        return neighbour_distance(
             student, teacher, pool, jnp.ones(4, bool), neighbours=2
         ).mean()
 
@@ -460,11 +461,11 @@ def test_nearest_neighbours():  # M9
 def test_neighbours_that_are_not_there_do_not_count():
     filled = jnp.array([False, True, False, False])
     given = STUDENTS, TEACHERS
-    found = tail.neighbour_distance(*given, POOL, filled, neighbours=3)
+    found = neighbour_distance(*given, POOL, filled, neighbours=3)
     of_one = POOL[1:2], jnp.ones(1, bool)
-    close(found, tail.neighbour_distance(*given, *of_one, neighbours=1))
+    close(found, neighbour_distance(*given, *of_one, neighbours=1))
     nobody = jnp.zeros(4, bool)
-    none = tail.neighbour_distance(*given, POOL, nobody, neighbours=2)
+    none = neighbour_distance(*given, POOL, nobody, neighbours=2)
     assert not none.any()
 
 

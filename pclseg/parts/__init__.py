@@ -1,1 +1,1 @@
-"""Pieces that two or more methods share."""
+"""Pieces of methods: what several share, and terms and views that one is made of."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pclseg import parallel
-from pclseg.losses.tail import neighbour_distance
+from pclseg.losses.neighbours import neighbour_distance
 from pclseg.methods.base import Array
 from pclseg.parts import bank
 from pclseg.parts.pseudo_labels import Student, Term, TermResult
