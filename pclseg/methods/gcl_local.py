@@ -12,12 +12,11 @@ import numpy as np
 
 from pclseg import parallel, regions
 from pclseg.augment import Augment, sample_keys
-from pclseg.errors import UserError
 from pclseg.losses.contrastive import pair_nce, unit_length
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts.collapse import warn_of_collapse
+from pclseg.parts.settings import require
 from pclseg.parts.views import (
-    check_positive,
     check_views,
     embed_views,
     init_network,
@@ -53,9 +52,9 @@ def make(
             groups of the batch.
     """
     most = regions.COUNT - 1
-    if not 1 <= near_regions <= most:
-        raise UserError(f"method.near_regions is {near_regions}; expected 1 to {most}.")
-    check_positive(temperature=temperature)
+    holds = 1 <= near_regions <= most
+    require("near_regions", near_regions, f"1 to {most}", holds)
+    require("temperature", temperature, "> 0", temperature > 0)
     check_views(model, views)
     negatives = jnp.asarray(np.tile(regions.nearest(near_regions), (2, 2)))
     other = np.roll(np.eye(2 * regions.COUNT, dtype=bool), regions.COUNT, axis=1)

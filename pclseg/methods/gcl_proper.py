@@ -11,13 +11,12 @@ import jax.numpy as jnp
 
 from pclseg import parallel
 from pclseg.augment import Augment, sample_keys
-from pclseg.errors import UserError
 from pclseg.losses.contrastive import pair_nce
 from pclseg.losses.positives import About, Positives, same
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts.collapse import spread, warn_of_collapse
+from pclseg.parts.settings import require
 from pclseg.parts.views import (
-    check_positive,
     check_views,
     embed_slices,
     embed_views,
@@ -83,12 +82,10 @@ def make(
         UserError: a setting out of its range, or "concat" of a model that normalises by
             groups of the batch.
     """
-    if variant not in VARIANTS:
-        raise UserError(
-            f"method.variant is {variant!r}; expected 'GD-' or 'GD'. The paper's G^R is"
-            " method.name='simclr'."
-        )
-    check_positive(augmentations=augmentations, temperature=temperature)
+    expected = "'GD-' or 'GD'. The paper's G^R is method.name='simclr'"
+    require("variant", repr(variant), expected, variant in VARIANTS)
+    require("augmentations", augmentations, "> 0", augmentations > 0)
+    require("temperature", temperature, "> 0", temperature > 0)
     check_views(model, views)
     positives, min_volumes = VARIANTS[variant]
     num_images = 1 + augmentations

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 from pclseg import parallel
 from pclseg.augment import Augment, sample_keys
-from pclseg.errors import UserError
 from pclseg.losses.segmentation import one_hot, soft_cross_entropy
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts import segmenter
 from pclseg.parts.passes import train_pass
+from pclseg.parts.settings import require
 from pclseg.state import TrainState, Tree
 
 
@@ -40,8 +40,7 @@ def make(
     Raises:
         UserError: `alpha` is not positive.
     """
-    if not alpha > 0:
-        raise UserError(f"method.alpha is {alpha}; expected > 0.")
+    require("alpha", alpha, "> 0", alpha > 0)
 
     def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
         return *segmenter.start(model, key, batch), {}

@@ -3,9 +3,9 @@
 from typing import Any
 
 from pclseg.augment import Augment
-from pclseg.errors import UserError
 from pclseg.losses.positives import About, exact_limit, near_exact, near_float64
 from pclseg.methods.base import Array, Method
+from pclseg.parts.settings import require
 from pclseg.parts.two_views import two_views
 
 
@@ -42,11 +42,9 @@ def make(
         UserError: a threshold that is not positive, or too long for "exact"; an unknown
             mode.
     """
-    if not position_threshold > 0:
-        raise UserError(
-            f"method.position_threshold is {position_threshold}; expected > 0: at 0 and"
-            " below no slice has a positive."
-        )
+    expected = "> 0: at 0 and below no slice has a positive"
+    holds = position_threshold > 0
+    require("position_threshold", position_threshold, expected, holds)
 
     def float64_positives(anchors: About, keys: About) -> Array:
         bits = anchors["position_bits"], keys["position_bits"]
@@ -65,11 +63,8 @@ def make(
         "float64": (float64_positives, frozenset({"position_bits"})),
         "exact": (exact_positives, frozenset({"index", "count"})),
     }
-    if threshold_mode not in modes:
-        raise UserError(
-            f"method.threshold_mode is {threshold_mode!r}; expected 'float64' or"
-            " 'exact'."
-        )
+    expected = "'float64' or 'exact'"
+    require("threshold_mode", repr(threshold_mode), expected, threshold_mode in modes)
     if threshold_mode == "exact":
         exact_limit(position_threshold)  # refused here, not in the first step
     positives, attributes = modes[threshold_mode]

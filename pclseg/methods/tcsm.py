@@ -14,9 +14,9 @@ from pclseg.augment import Augment
 from pclseg.augment.interpolation import sample_image
 from pclseg.augment.spatial import coordinates
 from pclseg.augment.turns import turn
-from pclseg.errors import UserError
 from pclseg.methods.base import Array, Method
 from pclseg.parts.consistency import consistency
+from pclseg.parts.settings import require
 
 
 def make(
@@ -51,8 +51,8 @@ def make(
     Raises:
         UserError: a setting out of its range.
     """
-    if not (len(zoom) == 2 and 0 < zoom[0] <= 1 <= zoom[1]):
-        raise UserError(f"method.zoom is {zoom}; expected 0 < low <= 1 <= high.")
+    holds = len(zoom) == 2 and 0 < zoom[0] <= 1 <= zoom[1]
+    require("zoom", zoom, "0 < low <= 1 <= high", holds)
     return consistency(
         model=model,
         augment=augment,

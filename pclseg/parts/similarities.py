@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 
 from pclseg import parallel
-from pclseg.errors import UserError
 from pclseg.losses.blockwise import blockwise_info_nce
 from pclseg.losses.contrastive import info_nce
 from pclseg.losses.positives import About, Positives, same
 from pclseg.methods.base import Array
+from pclseg.parts.settings import require
 
 WAYS = ("auto", "dense", "blocks", "ring")
 _MAX_DENSE = 4096  # embeddings up to which "auto" is "dense"
@@ -16,11 +16,8 @@ _BLOCK = 512  # keys of a block
 
 def check_way(similarities: str) -> None:
     """Raises UserError unless it is one of WAYS."""
-    if similarities not in WAYS:
-        known = ", ".join(map(repr, WAYS))
-        raise UserError(
-            f"method.similarities is {similarities!r}; expected one of: {known}."
-        )
+    expected = f"one of: {', '.join(map(repr, WAYS))}"
+    require("similarities", repr(similarities), expected, similarities in WAYS)
 
 
 def contrast_all(

@@ -13,9 +13,9 @@ from pclseg.losses.positives import Positives
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts.collapse import spread, warn_of_collapse
 from pclseg.parts.passes import check_draws_by_row
+from pclseg.parts.settings import require
 from pclseg.parts.similarities import check_way, contrast_all
 from pclseg.parts.views import (
-    check_positive,
     check_views,
     embed_groups_in_turn,
     embed_slices,
@@ -64,7 +64,8 @@ def two_views(
             `similarities`, or "concat" of a model that normalises by groups of the
             batch.
     """
-    check_positive(temperature=temperature, base_temperature=base_temperature)
+    require("temperature", temperature, "> 0", temperature > 0)
+    require("base_temperature", base_temperature, "> 0", base_temperature > 0)
     check_views(model, views)
     check_way(similarities)
     if groups_in_turn:

@@ -11,22 +11,16 @@ from pclseg.errors import UserError
 from pclseg.losses.contrastive import unit_length
 from pclseg.methods.base import Batch
 from pclseg.parts.passes import check_draws_by_row, train_pass
+from pclseg.parts.settings import require
 from pclseg.state import TrainState, Tree
 
 Array = jax.Array
 
 
-def check_positive(**settings: float) -> None:
-    """Raises UserError unless all settings of the method are above 0."""
-    for name, value in settings.items():
-        if not value > 0:
-            raise UserError(f"method.{name} is {value}; expected > 0.")
-
-
 def check_views(model: Any, views: str) -> None:
     """Raises UserError for unknown `views`, or "concat" where rows must be slices."""
-    if views not in ("separate", "concat"):
-        raise UserError(f"method.views is {views!r}; expected 'separate' or 'concat'.")
+    known = views in ("separate", "concat")
+    require("views", repr(views), "'separate' or 'concat'", known)
     if views == "concat" and getattr(model, "bn_groups", 1) > 1:
         # Which rows are neighbours would depend on the number of devices.
         raise UserError(
