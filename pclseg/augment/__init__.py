@@ -1,15 +1,17 @@
 """Random augmentation on the device, one recipe a file; `ls` is the list."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
+from pclseg.errors import UserError
 from pclseg.named import make_named
 
 # f(keys [B], images [B, H, W, C], labels [B, H, W] or None) -> (images, labels); labels
 # come out as they went in, an array or None, which Callable cannot say
 Augment = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+Range = Sequence[float]  # (low, high)
 
 
 def make(name: str, **kwargs: object) -> Augment:
@@ -21,6 +23,24 @@ def make(name: str, **kwargs: object) -> Augment:
     return make_named(
         "augmentation", __name__, __path__, name, hidden={"interpolation"}, **kwargs
     )
+
+
+def require(name: str, value: object, expected: str, holds: bool) -> None:
+    """Raises UserError unless `holds`.
+
+    Args:
+        name: of the setting.
+        value: that it has.
+        expected: in words.
+        holds: whether the value is so.
+    """
+    if not holds:
+        raise UserError(f"augment.{name} is {value}; expected {expected}.")
+
+
+def between(bounds: Range, number: jax.Array) -> jax.Array:
+    """Takes a number in [0, 1) to [low, high)."""
+    return bounds[0] + (bounds[1] - bounds[0]) * number
 
 
 def sample_keys(key: jax.Array, row_ids: jax.Array) -> jax.Array:

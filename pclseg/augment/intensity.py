@@ -5,16 +5,12 @@ Chaitanya et al. 2020, arXiv 2006.10511, whose images lie in 0..1 and are clippe
 and nothing need be clipped.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
-from pclseg.augment import Augment
-from pclseg.errors import UserError
+from pclseg.augment import Augment, Range, require
 
 Array = jax.Array
-Range = Sequence[float]  # (low, high)
 
 
 def make(*, brightness: Range, contrast: Range, clip: Range) -> Augment:
@@ -37,10 +33,9 @@ def make(*, brightness: Range, contrast: Range, clip: Range) -> Augment:
         ("contrast", contrast, (2,)),
         ("clip", clip, (0, 2)),
     ):
-        if len(bounds) not in lengths or list(bounds) != sorted(bounds):
-            raise UserError(f"augment.{name} is {bounds}; expected (low, high).")
-    if contrast[0] < 0:
-        raise UserError(f"augment.contrast is {contrast}; expected 0 <= low <= high.")
+        holds = len(bounds) in lengths and list(bounds) == sorted(bounds)
+        require(name, bounds, "(low, high)", holds)
+    require("contrast", contrast, "0 <= low <= high", contrast[0] >= 0)
     low, high = (jnp.array([ends]) for ends in zip(brightness, contrast, strict=True))
 
     def one(key: Array, image: Array) -> Array:

@@ -4,17 +4,13 @@ The strong views of You et al. 2023, arXiv 2206.02307. Their images lie in 0..1 
 clipped to it; ours are z-scored, and nothing is clipped.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
-from pclseg.augment import Augment
+from pclseg.augment import Augment, Range, between, require
 from pclseg.augment.spatial import smooth
-from pclseg.errors import UserError
 
 Array = jax.Array
-Range = Sequence[float]  # (low, high)
 
 
 def make(
@@ -44,27 +40,22 @@ def make(
         ("jitter_probability", jitter_probability),
         ("blur_probability", blur_probability),
     ):
-        if not 0 <= value <= 1:
-            raise UserError(f"augment.{name} is {value}; expected 0..1.")
+        require(name, value, "0..1", 0 <= value <= 1)
     for name, bounds in (("brightness", brightness), ("contrast", contrast)):
-        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
-            raise UserError(
-                f"augment.{name} is {tuple(bounds)}; expected 0 <= low <= high."
-            )
-    if len(blur_sigma) != 2 or not 0 < blur_sigma[0] <= blur_sigma[1]:
-        raise UserError(
-            f"augment.blur_sigma is {tuple(blur_sigma)}; expected 0 < low <= high."
-        )
+        holds = len(bounds) == 2 and 0 <= bounds[0] <= bounds[1]
+        require(name, tuple(bounds), "0 <= low <= high", holds)
+    holds = len(blur_sigma) == 2 and 0 < blur_sigma[0] <= blur_sigma[1]
+    require("blur_sigma", tuple(blur_sigma), "0 < low <= high", holds)
 
     def one(key: Array, image: Array) -> Array:
         numbers = jax.random.uniform(key, (5,))
         jitters, blurs = numbers[0] < jitter_probability, numbers[1] < blur_probability
         jittered = more_contrast(
-            brighter(image, _between(brightness, numbers[2])),
-            _between(contrast, numbers[3]),
+            brighter(image, between(brightness, numbers[2])),
+            between(contrast, numbers[3]),
         )
         image = jnp.where(jitters, jittered, image)
-        sigma = _between(blur_sigma, numbers[4])
+        sigma = between(blur_sigma, numbers[4])
         return jnp.where(blurs, blurred(image, sigma, max_sigma=blur_sigma[1]), image)
 
     def augment(
@@ -92,8 +83,3 @@ def blurred(image: Array, sigma: Array, *, max_sigma: float) -> Array:
     total = smooth(planes, sigma, max_sigma=max_sigma)
     weight = smooth(jnp.ones_like(planes[:1]), sigma, max_sigma=max_sigma)
     return jnp.moveaxis(total / weight, 0, -1)
-
-
-def _between(bounds: Range, number: Array) -> Array:
-    """Takes a number in [0, 1) to [low, high)."""
-    return bounds[0] + (bounds[1] - bounds[0]) * number

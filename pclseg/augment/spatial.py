@@ -5,17 +5,14 @@ batchgenerators 0.23. Every draw is one per sample.
 """
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from pclseg.augment import Augment
+from pclseg.augment import Augment, Range, between, require
 from pclseg.augment.interpolation import sample_image, sample_label
-from pclseg.errors import UserError
 
 Array = jax.Array
-Range = Sequence[float]  # (low, high)
 
 
 def make(
@@ -45,14 +42,14 @@ def make(
         UserError: a value out of its range.
     """
     holds = 0 <= resample_probability <= 1
-    _require("resample_probability", resample_probability, "0..1", holds)
+    require("resample_probability", resample_probability, "0..1", holds)
     holds = _ordered(elastic_alpha) and elastic_alpha[0] >= 0
-    _require("elastic_alpha", elastic_alpha, "0 <= low <= high", holds)
+    require("elastic_alpha", elastic_alpha, "0 <= low <= high", holds)
     holds = _ordered(elastic_sigma) and elastic_sigma[0] > 0
-    _require("elastic_sigma", elastic_sigma, "0 < low <= high", holds)
+    require("elastic_sigma", elastic_sigma, "0 < low <= high", holds)
     holds = _ordered(scale) and 0 < scale[0] <= 1 <= scale[1]
-    _require("scale", scale, "0 < low <= 1 <= high", holds)
-    _require("image_order", image_order, "1 or 3", image_order in (1, 3))
+    require("scale", scale, "0 < low <= 1 <= high", holds)
+    require("image_order", image_order, "1 or 3", image_order in (1, 3))
 
     def one(
         key: Array, image: Array, label: Array | None
@@ -99,12 +96,12 @@ def draw_coordinates(
     # Few calls of jax.random, because each adds about half a second of compilation.
     number_key, noise_key = jax.random.split(key)
     numbers = jax.random.uniform(number_key, (5,))
-    alpha = _between(elastic_alpha, numbers[0])
-    sigma = _between(elastic_sigma, numbers[1])
+    alpha = between(elastic_alpha, numbers[0])
+    sigma = between(elastic_sigma, numbers[1])
     noise = jax.random.uniform(noise_key, (2, *shape), minval=-1.0, maxval=1.0)
     displacement = alpha * smooth(noise, sigma, max_sigma=elastic_sigma[1])
-    grown = _between((scale[0], 1.0), numbers[2])
-    shrunk = _between((1.0, scale[1]), numbers[2])
+    grown = between((scale[0], 1.0), numbers[2])
+    shrunk = between((1.0, scale[1]), numbers[2])
     factor = jnp.where(numbers[3] < 0.5, grown, shrunk)
     return coordinates(displacement, 2 * math.pi * numbers[4], factor)
 
@@ -174,15 +171,5 @@ def _mirror(array: Array, flips: Array) -> Array:
     return jnp.where(flips[1], array[:, ::-1], array)
 
 
-def _between(bounds: Range, number: Array) -> Array:
-    """Takes a number in [0, 1) to [low, high)."""
-    return bounds[0] + (bounds[1] - bounds[0]) * number
-
-
 def _ordered(bounds: Range) -> bool:
     return len(bounds) == 2 and bounds[0] <= bounds[1]
-
-
-def _require(name: str, value: object, expected: str, holds: bool) -> None:
-    if not holds:
-        raise UserError(f"augment.{name} is {value}; expected {expected}.")

@@ -5,19 +5,16 @@ The rule of SSL4MIS, github.com/HiLab-git/SSL4MIS, on which ACTION builds.
 
 import functools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from pclseg.augment import Augment
+from pclseg.augment import Augment, Range, between, require
 from pclseg.augment.interpolation import sample_image, sample_label
 from pclseg.augment.spatial import coordinates
-from pclseg.errors import UserError
 
 Array = jax.Array
-Range = Sequence[float]  # (low, high)
 
 
 def make(
@@ -51,14 +48,10 @@ def make(
         ("turn_probability", turn_probability),
         ("rotate_probability", rotate_probability),
     ):
-        if not 0 <= value <= 1:
-            raise UserError(f"augment.{name} is {value}; expected 0..1.")
-    if len(degrees) != 2 or not -180 <= degrees[0] <= degrees[1] <= 180:
-        raise UserError(
-            f"augment.degrees is {tuple(degrees)}; expected -180 <= low <= high <= 180."
-        )
-    if image_order not in (1, 3):
-        raise UserError(f"augment.image_order is {image_order}; expected 1 or 3.")
+        require(name, value, "0..1", 0 <= value <= 1)
+    holds = len(degrees) == 2 and -180 <= degrees[0] <= degrees[1] <= 180
+    require("degrees", tuple(degrees), "-180 <= low <= high <= 180", holds)
+    require("image_order", image_order, "1 or 3", image_order in (1, 3))
 
     def one(
         key: Array, image: Array, label: Array | None
@@ -70,7 +63,7 @@ def make(
         # of the two draws k alone is left.
         step = _quarters_at_least(image)
         quarters = step * jnp.floor(4 / step * numbers[2]).astype(jnp.int32)
-        degree = degrees[0] + (degrees[1] - degrees[0]) * numbers[3]
+        degree = between(degrees, numbers[3])
         still = jnp.zeros((2, *image.shape[:2]))
         where = coordinates(still, math.pi / 180 * degree, jnp.float32(1.0))
 

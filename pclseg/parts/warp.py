@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pclseg.augment import between
 from pclseg.augment.interpolation import sample_image
 from pclseg.named import check_arguments
 from pclseg.parts.settings import require
@@ -88,8 +89,8 @@ def draw_warps(warp: Warp, key: Array, keys: Array, shape: tuple[int, int]) -> A
         jitter = jax.random.uniform(jitter_key, points.shape, minval=-1.0)
         moved = similar(
             (points + warp.jitter * jitter) * sides,
-            jnp.deg2rad(_between(warp.degrees, u[0])),
-            _between(warp.scale, u[1]),
+            jnp.deg2rad(between(warp.degrees, u[0])),
+            between(warp.scale, u[1]),
             warp.shift * (2 * u[2:] - 1),
         )
         return places(moved / sides, shape)
@@ -172,8 +173,3 @@ def warped(value: Array, where: Array) -> Array:
     read = functools.partial(sample_image, order=1)
     of_channels = jax.vmap(read, in_axes=(-1, None), out_axes=-1)
     return jax.vmap(of_channels)(value, where)
-
-
-def _between(bounds: Sequence[float], number: Array) -> Array:
-    """Takes a number in [0, 1) to [low, high)."""
-    return bounds[0] + (bounds[1] - bounds[0]) * number
