@@ -202,11 +202,22 @@ def test_a_network_that_sees_around_a_pixel_notices_warps():
     assert values[0] < 1e-6 < 1e-4 < values[1]
 
 
-def test_without_its_weight_nothing_is_warped():
-    _, states, said = stepped("mona", warp_weight=0.0)
+TERMS = {  # metric and state by weight
+    "contrast_weight": ("tail_contrast", "tail"),
+    "warp_weight": ("equivariance", "equivariance"),
+    "neighbour_weight": ("neighbour_distance", "neighbours"),
+}
+
+
+@pytest.mark.parametrize("weight", list(TERMS))
+def test_a_term_without_weight_is_not_computed_and_changes_no_draw_of_others(weight):
+    _, states, said = stepped("mona", **{weight: 0.0})
     _, others, others_said = stepped("mona")
-    assert "equivariance" not in said[1]
-    for key in ("cross_entropy", "pseudo_cross_entropy", "tail_contrast"):
+    metric, name = TERMS[weight]
+    assert metric not in said[1] and metric in others_said[1]
+    assert name not in states[1].method_state
+    rest = {metric for metric, _ in TERMS.values()} - {metric}
+    for key in ("cross_entropy", "pseudo_cross_entropy", *rest):
         assert float(said[1][key]) == float(others_said[1][key])
     assert leaves_apart(states[1].params, others[1].params) > 0
 

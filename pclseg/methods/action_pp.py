@@ -252,10 +252,10 @@ def centre_term(
             "centres_moved": (assigned != own["assigned"]).mean(),
             "labelled_temperature": temperature,
         }
-        value = labelled_weight * (terms.to_class + terms.to_centre)
+        value = terms.to_class + terms.to_centre
         return TermResult(value, after, model_state, metrics)
 
-    return Term(init, loss, teacher_sees=frozenset({"labelled"}))
+    return Term(labelled_weight, init, loss, teacher_sees=frozenset({"labelled"}))
 
 
 def class_centres(how: str, num_classes: int, dim: int, *, seed: int) -> Array:

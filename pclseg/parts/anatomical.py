@@ -100,6 +100,6 @@ def anatomical_term(
             "anatomical_contrast": contrast,
             "contrast_temperature": temperature,
         }
-        return TermResult(contrast_weight * contrast, own, model_state, metrics)
+        return TermResult(contrast, own, model_state, metrics)
 
-    return Term(stateless, loss)
+    return Term(contrast_weight, stateless, loss)

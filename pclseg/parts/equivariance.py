@@ -39,7 +39,7 @@ def equivariance_term(
     Args:
         axis_name: of the pmapped step, or None.
         strong: that of `pseudo_labelled`.
-        warp_weight: >= 0; with 0 nothing is warped.
+        warp_weight: >= 0.
         warp: settings of the warp: degrees, scale, shift, jitter, mirror_probability.
         sure_threshold: confidence from which on a pixel counts.
 
@@ -61,8 +61,6 @@ def equivariance_term(
     ) -> TermResult:
         del step
         height, width = rest.label.shape[1:]
-        if warp_weight == 0:
-            return TermResult(jnp.zeros(()), own, model_state, {})
         strong_key, all_key, labelled_key, rest_key = jax.random.split(key, 4)
         rows = parallel.row_ids(len(rest.images), axis_name)
         seen, _ = strengthen(sample_keys(strong_key, rows), rest.before, None)
@@ -83,8 +81,6 @@ def equivariance_term(
             there = warped(jnp.concatenate([known, mask], axis=-1), where)
             values.append(masked_kl(there[..., :-1], logits, there[..., -1]))
         value = jnp.concatenate(values).mean()
-        return TermResult(
-            warp_weight * value, own, model_state, {"equivariance": value}
-        )
+        return TermResult(value, own, model_state, {"equivariance": value})
 
-    return Term(stateless, loss)
+    return Term(warp_weight, stateless, loss)

@@ -71,11 +71,9 @@ def neighbour_term(
         ).mean()
         pool = bank.pushed(pool, key=parallel.all_gather(taught, axis_name))
         metrics = {"neighbour_distance": value}
-        return TermResult(
-            neighbour_weight * value, {"pool": pool}, model_state, metrics
-        )
+        return TermResult(value, {"pool": pool}, model_state, metrics)
 
-    return Term(init, loss, teacher_sees=frozenset({"rest"}))
+    return Term(neighbour_weight, init, loss, teacher_sees=frozenset({"rest"}))
 
 
 def averaged(features: Array, cells: int) -> Array:

@@ -33,7 +33,7 @@ class TermResult(NamedTuple):
     """What a term comes to.
 
     Attributes:
-        value: scalar to be added to the loss; averaged over devices.
+        value: scalar, before its weight; averaged over devices.
         own: the term's state after the step, equal on all devices.
         model_state: the student's after the passes of the term.
         metrics: float scalars to log.
@@ -54,6 +54,7 @@ class Term(NamedTuple):
     """A further term of the loss, perhaps with a state.
 
     Attributes:
+        weight: in the loss; a term of weight 0 is not computed, and has no state.
         init: features of a batch [B, h, w, D] -> its state, a dict.
         loss: (labelled, rest, student, model state, own state, step, key) -> what it
             comes to.
@@ -61,6 +62,7 @@ class Term(NamedTuple):
             `taught`.
     """
 
+    weight: float
     init: Callable[[Array], Tree]
     loss: Callable[[Stream, Stream, Student, Tree, Tree, Array, Array], TermResult]
     teacher_sees: frozenset[Literal["labelled", "rest"]] = frozenset()
@@ -129,7 +131,13 @@ def pseudo_labelled(
     ema.check_teacher(momentum=teacher_momentum, mode=teacher_mode)
     strengthen = strong_view(strong)
     teach = functools.partial(ema.teacher_pass, model, mode=teacher_mode)
-    asked = {stream for term in terms.values() for stream in term.teacher_sees}
+    # Numbered before some are left out, so that the others draw as they do beside them.
+    counted = [
+        (number, name, term)
+        for number, (name, term) in enumerate(terms.items())
+        if term.weight
+    ]
+    asked = {stream for _, _, term in counted for stream in term.teacher_sees}
 
     def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:
         if not hasattr(model, "dense"):
@@ -143,7 +151,7 @@ def pseudo_labelled(
         params = variables["params"]
         model_state = {"batch_stats": variables["batch_stats"]}
         method_state = {"teacher": ema.copy_of(params, model_state)}
-        own = {name: term.init(features) for name, term in terms.items()}
+        own = {name: term.init(features) for _, name, term in counted}
         method_state |= {name: state for name, state in own.items() if state}
         return params, model_state, method_state
 
@@ -213,7 +221,7 @@ def pseudo_labelled(
 
         value, metrics = segmentation_loss(labelled, rest)
         method_state = {}
-        for number, (name, term) in enumerate(terms.items()):
+        for number, name, term in counted:
             more, own, model_state, more_metrics = term.loss(
                 labelled,
                 rest,
@@ -223,7 +231,7 @@ def pseudo_labelled(
                 state.step,
                 jax.random.fold_in(term_key, number),
             )
-            value += more
+            value += term.weight * more
             metrics |= more_metrics
             if own:
                 method_state[name] = own

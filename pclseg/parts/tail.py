@@ -150,11 +150,11 @@ def tail_term(
             "bank_filled": banks.filled.mean() / bank_size,
             "embedding_std": spread(unit_length(pixels.features), None),
         }
-        return TermResult(
-            contrast_weight * value, {"banks": banks}, model_state, metrics
-        )
+        return TermResult(value, {"banks": banks}, model_state, metrics)
 
-    return Term(init, loss, teacher_sees=frozenset({"labelled", "rest"}))
+    return Term(
+        contrast_weight, init, loss, teacher_sees=frozenset({"labelled", "rest"})
+    )
 
 
 def percent_at(step: Array, *, first: float, steps: int) -> Array:
