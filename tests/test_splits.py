@@ -489,5 +489,5 @@ def test_the_split_of_ssl4mis_fits_the_real_headers(shared_data):
         for subset in ("train", "validation", "test")
     ]
     assert volumes == [2 * 59, 2 * 9, 2 * 12]
-    (line,) = cohort.left_out(data, infos)
+    (line,) = cohort.remarks(data, infos, split)
     assert "1 of validation (patient019), 8 of test" in line
