@@ -11,6 +11,8 @@ from tiny_nifti import write
 from pclseg import scoring
 from pclseg.data import prepare, tfds_store
 from pclseg.data.datasets.base import Case, Dataset
+from pclseg.data.geometry import prepared_geometry
+from pclseg.data.volume import prepare_label, restore_label
 from pclseg.errors import UserError
 from pclseg.evaluation.surface import surface_metrics
 from pclseg.train.stop import StopFlag
@@ -149,6 +151,20 @@ def test_where_nothing_is_resampled_both_grids_are_one(dataset, tmp_path):
     assert scores(dataset, store, None, grid="file") == scores(
         dataset, store, None, grid="prepared"
     )
+
+
+def test_what_is_perfect_when_prepared_need_not_be_so_in_the_file():
+    """The example of docs/statistics.md."""
+    rows, columns = np.indices((200, 200)) - 100
+    radius = 1.25 * np.hypot(rows, columns)
+    ring = ((radius > 20) & (radius < 23))[..., None].repeat(3, axis=2).astype("u1")
+    geometry, *_ = prepared_geometry(
+        ring.shape, np.diag([1.25, 1.25, 8, 1]), slice_axis=2, spacing=(2.5, 2.5)
+    )
+    found = prepare_label(ring, geometry, label_values=(0, 1), label_order=1)
+    back = restore_label(found, geometry, label_values=(0, 1))
+    dice = 2 * (back & ring).sum() / (back.sum() + ring.sum())
+    assert dice == pytest.approx(0.81, abs=0.005)
 
 
 def test_no_more_slices_are_predicted_at_a_time_than_a_block_has(dataset, tmp_path):
