@@ -305,11 +305,12 @@ def test_one_device_equals_many(name):
             for _ in range(2):
                 others = stepped(name, num_devices, data, state)
                 state, metrics = stepped(name, 1, data, state)
-                assert np.isfinite(metrics["loss"]) and float(metrics["grad_norm"]) > 0
+                assert np.isfinite(metrics["loss"])
                 np.testing.assert_allclose(
                     others[1]["loss"], metrics["loss"], atol=1e-5, rtol=1e-5
                 )
                 farthest_of_draw = max(farthest_of_draw, farthest(state, others[0]))
+            assert float(metrics["grad_norm"]) > 0  # banks are empty at the first step
             apart.append(farthest_of_draw)
         # In one draw rounding may carry an activation over the kink of a ReLU, where
         # the gradient jumps; a wrong collective would show in every draw.
