@@ -391,6 +391,11 @@ def test_runs_that_cannot_be_reported_are_named_in_one_line(
         ("run.json", "[{}]", "run.json lacks 'command'"),
         ("run.json", '[{"command": []}]', "run.json has command = '[]'"),
         ("dataset.json", "{}", "dataset.json lacks 'fingerprint'"),
+        (
+            "dataset.json",
+            '{"fingerprint": "c", "earlier_fingerprints": 5}',
+            "dataset.json has earlier_fingerprints = '5'",
+        ),
         ("cases.csv", "x" * 200_000, "cases.csv holds a broken row"),
         ("finetune/metrics.csv", "x" * 200_000, "metrics.csv is broken"),
         ("finetune/metrics.csv", "step,loss\nx,1\n", "metrics.csv is broken"),
@@ -779,6 +784,17 @@ def test_many_comparisons_are_summed_up_and_kept(tmp_path, monkeypatch):
     (summed,) = re.findall("Of the differences of 2 arms to scratch", found.text)
     assert found.text.count("over the same cases the difference is") == 3
     assert ("details", {"class": "printed"}) in found.tags
+
+
+def test_data_that_changed_within_a_run_are_noted(tmp_path):
+    run = make_run(tmp_path / "run", arm="pcl")
+    found = {"fingerprint": "c", "earlier_fingerprints": ["a", "b"]}
+    write_json(run / "dataset.json", found)
+    records = [sources.read_source(run)]
+    assert [row[1:] for row in repeat.data(records).rows] == [
+        ("c, earlier b, earlier a", "1")
+    ]
+    assert "several fingerprints" in " ".join(repeat.notes(records, []))
 
 
 def test_settings_of_an_arm_that_vary_and_commits_are_noted(tmp_path):

@@ -55,7 +55,7 @@ def data(records: Sequence[Record]) -> Table:
     """One row for every state of the data files."""
     rows: dict[tuple[str, str], int] = {}
     for record in records:
-        key = (record.dataset, record.fingerprint or "not recorded")
+        key = (record.dataset, ", earlier ".join(record.fingerprints) or "not recorded")
         rows[key] = rows.get(key, 0) + 1
     return Table(
         title="Data: fingerprint of the files and of the settings that prepare them",
@@ -125,7 +125,11 @@ def notes(sources: Sequence[Source], earlier: Sequence[Record]) -> Iterator[str]
             "Source files were changed after the commit of some runs (-dirty): the"
             " commit alone does not repeat them."
         )
-    files = {(record.dataset, record.fingerprint) for record in records}
+    files = {
+        (record.dataset, mark)
+        for record in records
+        for mark in record.fingerprints or ("",)
+    }
     if len(files) > len({dataset for dataset, _ in files}):
         yield (
             "The runs read data of several fingerprints: files, their times, or the"

@@ -9,7 +9,7 @@ from pclseg.files import read_json
 from pclseg.reports.runs import Run, label, read_run, shown
 from pclseg.reports.stages import (
     Stage,
-    read_dataset,
+    read_fingerprints,
     read_run_config,
     read_starts,
     stages_of,
@@ -31,14 +31,15 @@ class Record:
         name: for readers.
         dataset: its name.
         starts: of its command, as in `run.json`.
-        fingerprint: of its data, "" where not recorded.
+        fingerprints: of its data, the last first: more than one if it went on after
+            files had changed; none where not recorded.
     """
 
     workdir: Path
     name: str
     dataset: str
     starts: Sequence[Mapping[str, Any]]
-    fingerprint: str
+    fingerprints: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,17 +75,12 @@ def read_source(workdir: Path) -> Source:
         name=cell,
         dataset=run.get("dataset", ""),
         starts=read_starts(workdir),
-        fingerprint=_fingerprint(workdir),
+        fingerprints=read_fingerprints(workdir),
         run=run,
         stages=stages,
         config=_settings(read_run_config(workdir), stages),
         scored=str(read_json(workdir / "summary.json").get("scored", "")),
     )
-
-
-def _fingerprint(workdir: Path) -> str:
-    recorded = (workdir / "dataset.json").is_file()
-    return read_dataset(workdir, "fingerprint") if recorded else ""
 
 
 def _settings(config: Mapping[str, Any], stages: Mapping[str, Stage]) -> dict[str, Any]:
@@ -128,7 +124,7 @@ def earlier_runs(sources: Sequence[Source]) -> list[Record]:
                     name=f"{workdir.name}: {name} for later runs",
                     dataset=stage.data.get("name", ""),
                     starts=read_starts(workdir),
-                    fingerprint=_fingerprint(workdir),
+                    fingerprints=read_fingerprints(workdir),
                 )
                 found.setdefault(workdir.resolve(), record)
     return list(found.values())

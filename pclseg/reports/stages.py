@@ -109,13 +109,28 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
     return starts
 
 
-def read_dataset(workdir: Path, key: str) -> str:
-    """A text of `dataset.json`: "store" or "fingerprint" of the volumes of a run.
+def read_store(workdir: Path) -> str:
+    """The folder of the prepared volumes of a run.
 
     Raises:
-        UserError: the file is missing or broken.
+        UserError: `dataset.json` is missing or broken.
     """
-    return read_checked(workdir / "dataset.json", {key: is_text})[key]
+    return read_checked(workdir / "dataset.json", {"store": is_text})["store"]
+
+
+def read_fingerprints(workdir: Path) -> tuple[str, ...]:
+    """Of the data of a run, the last first; () where not recorded.
+
+    Raises:
+        UserError: `dataset.json` is broken.
+    """
+    path = workdir / "dataset.json"
+    if not path.is_file():
+        return ()
+    known = read_checked(path, {"fingerprint": is_text})
+    earlier = known.get("earlier_fingerprints", [])
+    check(path, {"earlier_fingerprints": earlier}, {"earlier_fingerprints": are_texts})
+    return known["fingerprint"], *reversed(earlier)
 
 
 def stages_of(workdir: Path) -> dict[str, Stage]:
