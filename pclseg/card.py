@@ -18,6 +18,7 @@ from pclseg.evaluation.cases import read_cases
 from pclseg.files import read_json
 from pclseg.network import Network
 from pclseg.reports.runs import grid_of
+from pclseg.reports.stages import read_fingerprints
 from pclseg.templating import render
 
 # Licences by the names that the Hugging Face hub takes in the head of a card.
@@ -136,8 +137,7 @@ def _expects(
 def _about(run: Path) -> dict[str, Any]:
     config, dataset = rundir.read_config(run), read_json(run / "dataset.json")
     start = read_json(run / "run.json")[-1]
-    earlier = reversed(dataset.get("earlier_fingerprints", ()))
-    marks = ", earlier ".join((dataset["fingerprint"], *earlier))
+    marks = ", earlier ".join(read_fingerprints(run))
     commit = f" ({start['commit']})" if start["commit"] else ""
     stages, methods, foreign = [], set(), False
     for name in config.stages:

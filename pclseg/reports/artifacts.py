@@ -12,7 +12,7 @@ from pclseg.errors import UserError
 from pclseg.evaluation.cases import case_values, read_cases, worst_median_best
 from pclseg.files import read_json
 from pclseg.reports.figures import Overlay
-from pclseg.reports.stages import read_store
+from pclseg.reports.stages import store_folder
 
 WHEN = ("before", "after")  # the training; JSON keeps no order
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # of embeddings.similarity_curve
@@ -80,7 +80,7 @@ def cases_to_show(workdir: Path) -> tuple[list[Overlay], tuple[str, ...]]:
     Raises:
         UserError: the prepared volumes or a prediction are gone.
     """
-    store = open_store(Path(read_store(workdir)))
+    store = open_store(store_folder(workdir))
     rows = read_cases(workdir / "cases.csv")
     dice = case_values(rows, "dice")
     shown = [

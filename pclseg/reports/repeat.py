@@ -52,7 +52,7 @@ def versions(records: Sequence[Record]) -> Table:
 
 
 def data(records: Sequence[Record]) -> Table:
-    """One row for every state of the data files."""
+    """One row for the runs that saw the same states of the data files."""
     rows: dict[tuple[str, str], int] = {}
     for record in records:
         key = (record.dataset, ", earlier ".join(record.fingerprints) or "not recorded")

@@ -109,17 +109,17 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
     return starts
 
 
-def read_store(workdir: Path) -> str:
+def store_folder(workdir: Path) -> Path:
     """The folder of the prepared volumes of a run.
 
     Raises:
         UserError: `dataset.json` is missing or broken.
     """
-    return read_checked(workdir / "dataset.json", {"store": is_text})["store"]
+    return Path(read_checked(workdir / "dataset.json", {"store": is_text})["store"])
 
 
 def read_fingerprints(workdir: Path) -> tuple[str, ...]:
-    """Of the data of a run, the last first; () where not recorded.
+    """Fingerprints of the data of a run, the last first; () where not recorded.
 
     Raises:
         UserError: `dataset.json` is broken.
