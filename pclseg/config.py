@@ -70,16 +70,17 @@ def override(config: ml_collections.ConfigDict, args: Sequence[str]) -> None:
     Raises:
         UserError: an unknown key, with the nearest one, or a value of another type.
     """
-    for arg in args:
-        if found := _OVERRIDE.match(arg):
-            _value(config, found[1])
+    keys = [found[1] for arg in args if (found := _OVERRIDE.match(arg))]
+    named = _only(config, keys)
     values = flags.FlagValues()
     argv = ["", *args]
     try:
         config_flags.DEFINE_config_dict(
-            "config", config, flag_values=values, sys_argv=argv
+            "config", named, flag_values=values, sys_argv=argv
         )
         rest = values(argv)[1:]
+        if named is not config:
+            config.update_from_flattened_dict({k: _value(named, k) for k in keys})
     except flags.IllegalFlagValueError as error:
         arg = str(error).partition(": ")[0].removeprefix("flag ")
         key = arg.partition("=")[0].removeprefix("--config.")
@@ -90,6 +91,28 @@ def override(config: ml_collections.ConfigDict, args: Sequence[str]) -> None:
         raise UserError(str(error)) from error
     if rest:
         raise UserError(f"{rest[0]!r} is no flag; flags look like --config=FILE.")
+
+
+def _only(
+    config: ml_collections.ConfigDict, keys: Sequence[str]
+) -> ml_collections.ConfigDict:
+    """The values of `keys`; all of `config` where one of them is a section.
+
+    Flags print the config they are defined for, which takes longer than all else.
+    """
+    values = {key: _value(config, key) for key in keys}
+    if any(isinstance(value, ml_collections.ConfigDict) for value in values.values()):
+        return config
+    named = ml_collections.ConfigDict()
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        place = named
+        for section in sections:
+            if section not in place:
+                place[section] = ml_collections.ConfigDict()
+            place = place[section]
+        place[name] = value
+    return named
 
 
 def is_override(arg: str) -> bool:
