@@ -23,6 +23,7 @@ from pclseg.config import as_dict, load_config, override
 from pclseg.config_rules import Rule, check_config, check_section, whole
 from pclseg.errors import UserError
 from pclseg.files import read_json
+from pclseg.methods.base import Method
 
 ALL = "all"  # in names, where every training patient is labelled
 # What a grid varies.
@@ -35,6 +36,7 @@ _NUMBERED = {
 }
 # Arms share their files; each is read once for every argument.
 _load = functools.lru_cache(maxsize=None)(load_config)
+_METHODS: dict[str, Method] = {}  # by their stage, as JSON
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -320,7 +322,15 @@ def _only(
 
 
 def _learns_without_labels(stage: ml_collections.ConfigDict) -> bool:
-    return build_method(stage).predict is None and stage.data.subset == "train"
+    return _method(stage).predict is None and stage.data.subset == "train"
+
+
+def _method(stage: ml_collections.ConfigDict) -> Method:
+    """The method of a stage, built once for all cells that have the same stage."""
+    key = json.dumps(as_dict(stage), sort_keys=True)
+    if key not in _METHODS:
+        _METHODS[key] = build_method(stage)
+    return _METHODS[key]
 
 
 def _config_of(cell: Cell, *more: str) -> ml_collections.ConfigDict:
@@ -346,7 +356,7 @@ def check_cell(cell: Cell, *more: str) -> None:
         config = _config_of(cell, *more, *nowhere)
         check_config(config, 1)
         for stage in config.stages:
-            build_method(config[stage])
+            _method(config[stage])
     except UserError as error:
         raise UserError(f"cell {cell.name}: {error}") from error
 
