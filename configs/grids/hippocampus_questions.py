@@ -1,9 +1,9 @@
-r"""What PCL depends on, on MSD Task04 Hippocampus with 2 labels: one change an arm.
+r"""What PCL depends on, and mixup, on MSD Task04 Hippocampus: one change an arm.
 
 python -m pclseg.cli.grid configs/grids/hippocampus_questions.py --jobs=2 \
     --out=runs/hippocampus_questions --set=data.raw_dir=data/Task04_Hippocampus
 
-Budgets, folds and patients are those of `hippocampus.py`; the fine-tuning rate is the
+2 labels. Budgets, folds and patients are those of `hippocampus.py`; the fine-tuning rate is the
 one that its tuning chose for every arm but `lr_third`.
 """
 
@@ -20,6 +20,11 @@ PRETRAIN = {
     "batch_64": "data.batch_size=64 train.steps=250",
     "epochs_x3": "train.steps=1500",
     "width_8": "model.width=8",
+    # in place of elastic fields, turns and scales
+    "intensity": (
+        "augment={'name':'intensity','brightness':(-0.3,0.3),'contrast':(0.7,1.3),"
+        "'clip':()}"
+    ),
 }
 # of both stages
 TOGETHER = {
@@ -31,6 +36,10 @@ FINETUNE = {
     "scratch_width_8": "model.width=8",
     "frozen": "optimizer.frozen=('encoder',)",
     "lr_third": "optimizer.peak_lr=0.001",
+}
+MIXUP = {
+    "mixup_alpha_0.001": "method.alpha=0.001",
+    "mixup_1500": "train.steps=1500",
 }
 
 
@@ -49,6 +58,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         base = "scratch" if name.startswith("scratch") else "pcl"
         arms.append(f"configs/{base}_hippocampus.py arm={name} finetune.{changes}")
     arms.append("configs/pcl_hippocampus.py arm=transductive data.transductive=True")
+    # What a decoder that was pre-trained too adds, beside the same without.
+    arms.append("configs/gcl_proper_hippocampus.py")
+    arms.append(
+        "configs/gcl_local_hippocampus.py local.train.steps=500"
+        " local.train.checkpoint_every=250"
+    )
+    # Why mixup falls behind: all but no blending, and more steps.
+    arms.append("configs/mixup_hippocampus.py")
+    for name, changes in MIXUP.items():
+        arms.append(f"configs/mixup_hippocampus.py arm={name} finetune.{changes}")
     config = ml_collections.ConfigDict()
     config.arms = tuple(arms)
     config.argument = ""
