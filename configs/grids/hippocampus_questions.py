@@ -3,8 +3,8 @@ r"""What PCL depends on, and mixup, on MSD Task04 Hippocampus: one change an arm
 python -m pclseg.cli.grid configs/grids/hippocampus_questions.py --jobs=2 \
     --out=runs/hippocampus_questions --set=data.raw_dir=data/Task04_Hippocampus
 
-2 labels. Budgets, folds and patients are those of `hippocampus.py`; the fine-tuning rate is the
-one that its tuning chose for every arm but `lr_third`.
+2 labels. Budgets, folds and patients are those of `hippocampus.py`; the fine-tuning
+rate is the one that its tuning chose for every arm but `lr_third`.
 """
 
 import ml_collections
