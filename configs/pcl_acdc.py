@@ -5,8 +5,9 @@ python -m pclseg.main --config=configs/pcl_acdc.py --config.data.raw_dir=DIR \
 python -m pclseg.main --config=configs/pcl_acdc.py:size=cpu,fold=1,labelled=6 ...
 
 Sizes: `paper`, the authors' (352 x 352, width 48, 300 + 100 epochs); `cpu`, for two
-cores. Fine-tuning learning rate at paper size: 1e-3 for 2 labelled patients, 5e-4 for
-more, the same for every initialisation; the authors published none that works.
+cores. Fine-tuning learning rate at paper size: 1e-3 for 1 or 2 labelled patients, 5e-4
+for more, which labelled=0, all of them, is too; the same for every initialisation. The
+authors published none that works.
 """
 
 import ml_collections
@@ -161,7 +162,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         augment=dict(spatial),
         optimizer=dict(
             name="adam",
-            peak_lr=size["few_lr"] if given.labelled <= 2 else size["more_lr"],
+            peak_lr=size["few_lr"] if 1 <= given.labelled <= 2 else size["more_lr"],
             min_lr=1e-6,
             schedule="cosine",
             lr_batch_size=0,

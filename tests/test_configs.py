@@ -286,6 +286,16 @@ def test_frames_of_a_series_take_the_place_of_the_labelled_two(dry_run):
     assert "36 slices of 4 volumes" in stages["finetune"]
 
 
+@pytest.mark.parametrize(
+    ("labelled", "rate"), [(1, 1e-3), (2, 1e-3), (6, 5e-4), (0, 5e-4)]
+)
+def test_rate_of_few_labels_is_not_that_of_all_patients(labelled, rate):
+    """Of 1e-3 and 5e-4; labelled=0 is all patients of the fold."""
+    for arm in ("pcl", "scratch"):  # the same for all initialisations
+        config = load_config(f"{ROOT}/configs/{arm}_acdc.py:labelled={labelled}")
+        assert config.finetune.optimizer.peak_lr == rate
+
+
 def test_hippocampus_is_sliced_along_its_length(dry_run):
     stages, lines = dry_run("pcl_hippocampus")
     assert "10 volumes, 8 labelled, classes background, label 1, label 2" in lines[0]
