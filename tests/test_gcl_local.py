@@ -12,6 +12,8 @@ from tiny import OVERRIDES, ROOT
 from tiny_nifti import call_main
 
 from pclseg import augment, methods, models, regions
+from pclseg.building import outline
+from pclseg.config import load_config
 from pclseg.errors import UserError
 from pclseg.losses.contrastive import unit_length
 from pclseg.models.heads import RegionHead
@@ -88,7 +90,8 @@ def test_loss_equals_naive_loops():
         "gcl_local",
         model=Given(),
         augment=lambda keys, images, labels: (
-            images + jax.vmap(lambda key: jax.random.normal(key, (13, 4, 1)))(keys),
+            images
+            + jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys),
             labels,
         ),
         axis_name=None,
@@ -210,11 +213,23 @@ def test_bad_settings_are_one_clear_line(change, said):
 )
 def test_a_model_for_other_embeddings_is_refused(method, model, said):
     network = models.make(model, width=2, out_dim=8, dtype="float32", bn_groups=1)
+    none = augment.make("none")
     made = methods.make(
-        method, model=network, augment=None, axis_name=None, **SETTINGS[method]
+        method, model=network, augment=none, axis_name=None, **SETTINGS[method]
     )
     with pytest.raises(UserError, match=f"use model.name='{said}'"):
         jax.eval_shape(lambda: made.init(jax.random.key(0), batch()))
+
+
+def test_an_augmentation_that_moves_pixels_is_refused_before_data_is_read(tmp_path):
+    config = load_config("configs/gcl_local_phantom.py")
+    config.data.raw_dir = str(tmp_path / "raw")
+    with config.unlocked():
+        config.local.augment = config.pretrain.augment
+    said = r"^config.local: augment.name .* moves pixels; .*expects.*: use 'intensity'"
+    with pytest.raises(UserError, match=said) as caught:
+        outline(config)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_tiny_run_carries_encoder_and_decoder_to_fine_tuning(tmp_path, capsys):

@@ -156,6 +156,16 @@ def test_slices_that_are_not_square_are_refused_before_data_is_read(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_an_augmentation_that_moves_pixels_is_refused_before_data_is_read(tmp_path):
+    config = load_config("configs/rotation_phantom.py")
+    config.data.raw_dir = str(tmp_path / "raw")
+    config.pretrain.augment = config.finetune.augment
+    said = r"^config.pretrain: augment.name .* moves pixels; .*expects.*: use 'none'"
+    with pytest.raises(UserError, match=said) as caught:
+        outline(config)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["acdc:size=paper", "acdc:size=cpu", "hippocampus"])
 def test_config_has_the_images_a_step_of_pcl_and_no_augmentation(name):
     name, _, arg = name.partition(":")

@@ -277,6 +277,20 @@ def test_none_returns_its_inputs():
 
 
 @pytest.mark.parametrize(
+    ("view", "moves"),
+    [
+        (augment.make("none"), False),
+        (augment.make("intensity", brightness=(0, 1), contrast=(1, 2), clip=()), False),
+        (augment.make("spatial", **(PAPER | {"resample_probability": 0.0})), True),
+        (lambda keys, images, labels: (images[:, ::-1], labels[:, ::-1]), True),
+    ],
+    ids=["none", "intensity", "spatial", "flip"],
+)
+def test_what_moves_pixels_is_seen_by_its_labels(view, moves):
+    assert augment.moves_pixels(view) == moves
+
+
+@pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"resample_probability": 1.1}, "resample_probability is 1.1; expected 0..1"),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pclseg.errors import UserError
 from pclseg.named import make_named
@@ -36,6 +37,21 @@ def require(name: str, value: object, expected: str, holds: bool) -> None:
     """
     if not holds:
         raise UserError(f"augment.{name} is {value}; expected {expected}.")
+
+
+def moves_pixels(augment: Augment) -> bool:
+    """Whether labels come out as other arrays than went in."""
+    others = []
+
+    def look(key: jax.Array, image: jax.Array, label: jax.Array) -> jax.Array:
+        image, after = augment(key[None], image, label)
+        others.append(after is not label)
+        return image
+
+    image = jax.ShapeDtypeStruct((1, 16, 16, 1), jnp.float32)
+    label = jax.ShapeDtypeStruct((1, 16, 16), jnp.int32)
+    jax.eval_shape(look, jax.eval_shape(jax.random.key, 0), image, label)
+    return any(others)
 
 
 def between(bounds: Range, number: jax.Array) -> jax.Array:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pclseg import parallel, regions
-from pclseg.augment import Augment, sample_keys
+from pclseg.augment import Augment, moves_pixels, sample_keys
+from pclseg.errors import UserError
 from pclseg.losses.contrastive import pair_nce, unit_length
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts.collapse import warn_of_collapse
@@ -48,14 +49,20 @@ def make(
         views: "separate" or "concat", see `embed_views`.
 
     Raises:
-        UserError: a setting out of its range, or "concat" of a model that normalises by
-            groups of the batch.
+        UserError: a setting out of its range, an `augment` that moves pixels, or
+            "concat" of a model that normalises by groups of the batch.
     """
     most = regions.COUNT - 1
     holds = 1 <= near_regions <= most
     require("near_regions", near_regions, f"1 to {most}", holds)
     require("temperature", temperature, "> 0", temperature > 0)
     check_views(model, views)
+    if moves_pixels(augment):
+        raise UserError(
+            "augment.name is one that moves pixels; method 'gcl_local' compares"
+            " like places of two versions and expects one that does not: use"
+            " 'intensity'."
+        )
     negatives = jnp.asarray(np.tile(regions.nearest(near_regions), (2, 2)))
     other = np.roll(np.eye(2 * regions.COUNT, dtype=bool), regions.COUNT, axis=1)
 

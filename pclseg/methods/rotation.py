@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from pclseg import parallel
-from pclseg.augment import Augment, sample_keys
+from pclseg.augment import Augment, moves_pixels, sample_keys
 from pclseg.errors import UserError
 from pclseg.losses.contrastive import unit_length
 from pclseg.methods.base import Array, Aux, Batch, Method
@@ -32,19 +32,24 @@ def make(*, model: Any, augment: Augment, axis_name: str | None) -> Method:
     Args:
         model: images [B, H, H, C] -> logits [B, 4], with batch statistics; its
             `features` gives the pooled centre.
-        augment: of the slice before it is turned. One that rotates, as "spatial" does,
-            makes the answer a matter of chance: use "none".
+        augment: of the slice before it is turned; it moves nothing, since after a
+            rotation, as in "spatial", the answer would be a matter of chance.
         axis_name: of the pmapped step, or None.
 
     Raises:
-        UserError: the model does not tell four classes apart; `init` raises it for
-            slices that are not square.
+        UserError: the model does not tell four classes apart, or `augment` moves
+            pixels; `init` raises it for slices that are not square.
     """
     out_dim = getattr(model, "out_dim", TURNS)
     if out_dim != TURNS:
         raise UserError(
             f"model.out_dim is {out_dim}; method 'rotation' tells {TURNS} quarter turns"
             f" apart and expects {TURNS}."
+        )
+    if moves_pixels(augment):
+        raise UserError(
+            "augment.name is one that moves pixels; method 'rotation' asks how"
+            " a slice was turned and expects one that does not: use 'none'."
         )
 
     def init(key: Array, batch: Batch) -> tuple[Tree, Tree, Tree]:

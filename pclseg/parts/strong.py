@@ -30,27 +30,12 @@ def strong_view(settings: Mapping[str, Any]) -> Augment:
         view = augment.make(**settings)
     except UserError as error:
         raise UserError(f"method.strong: {error}") from error
-    if _moves(view):
+    if augment.moves_pixels(view):
         raise UserError(
             f"method.strong.name is {settings['name']!r}, which moves pixels; expected"
             " an augmentation that does not, such as 'photometric'."
         )
     return view
-
-
-def _moves(view: Augment) -> bool:
-    """Whether labels come out as other arrays than went in."""
-    others = []
-
-    def look(key: Array, image: Array, label: Array) -> Array:
-        image, after = view(key[None], image, label)
-        others.append(after is not label)
-        return image
-
-    image = jax.ShapeDtypeStruct((1, 16, 16, 1), jnp.float32)
-    label = jax.ShapeDtypeStruct((1, 16, 16), jnp.int32)
-    jax.eval_shape(look, jax.eval_shape(jax.random.key, 0), image, label)
-    return any(others)
 
 
 def mix(
