@@ -15,7 +15,12 @@ from pclseg.losses import sampling
 from pclseg.parts.sampler import SAMPLERS, check_sampler, draw_of
 
 BY_HAND = np.array([[1, 2, 0, 1], [3, 5, 2, 2], [4, 4, 1, 0], [6, 8, 3, 7]])
+LEFT = np.setdiff1d(np.arange(16), [0, 1, 4, 15])  # of A1b
 ROW, COLUMN = np.mgrid[:16, :16]
+
+
+def exactly(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
 def grid(size, cells):
@@ -31,15 +36,13 @@ def smooth_map(row, column):
 
 def test_variances_by_hand():  # A1
     found = sampling.estimator_variances(BY_HAND.reshape(-1), grid(4, (2, 2)), 8)
-    np.testing.assert_allclose(found, (0.69482421875, 0.400390625, 0.12109375))
+    exactly(found, (0.69482421875, 0.400390625, 0.12109375))
 
 
 def test_variances_of_unequal_strata():  # A1b
-    left = np.setdiff1d(np.arange(16), [0, 1, 4, 15])
-    values, strata = BY_HAND.reshape(-1)[left], grid(4, (2, 2))[left]
+    values, strata = BY_HAND.reshape(-1)[LEFT], grid(4, (2, 2))[LEFT]
     found = sampling.estimator_variances(values, strata, 24)
-    expected = 0.236111111111, 0.063946759259, 0.027199074074
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    exactly(found, (0.236111111111, 0.063946759259, 0.027199074074))
 
 
 @pytest.mark.parametrize(
@@ -53,11 +56,9 @@ def test_variances_of_unequal_strata():  # A1b
 )
 def test_variances_of_a_similarity_map(cells, number, expected):  # A2
     values = smooth_map(ROW, COLUMN).reshape(-1)
-    np.testing.assert_allclose(
-        values[[0, 5 * 16 + 9, 255]],
-        (6.413383639236, 4.548959180668, 6.440902107271),
-        atol=1e-12,
-    )
+    expected_values = 6.413383639236, 4.548959180668, 6.440902107271
+    exactly(values[[0, 5 * 16 + 9, 255]], expected_values)
+    exactly((values.mean(), values.var()), (5.594093051966, 0.340563636828))
     found = sampling.estimator_variances(values, grid(16, cells), number)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
@@ -73,7 +74,13 @@ def test_variances_of_a_similarity_map(cells, number, expected):  # A2
 )
 def test_variances_of_special_maps(values, expected):  # A3
     found = sampling.estimator_variances(values.reshape(-1), grid(16, (4, 4)), 32)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    exactly(found, expected)
+
+
+def test_what_strata_gain():  # A2
+    values = smooth_map(ROW, COLUMN).reshape(-1)
+    found = sampling.estimator_variances(values, grid(16, (4, 4)), 32)
+    exactly(found.naive - found.stratified, 0.008688896744)
 
 
 @settings(max_examples=100, deadline=None)
@@ -84,6 +91,8 @@ def test_strata_never_make_it_worse(seed, num_strata, pixels):
     found = sampling.estimator_variances(values, strata, pixels)
     assert found.stratified <= found.naive + 1e-12
     assert found.antithetic <= 2 * found.stratified + 1e-12
+    of_stratum = np.array([values[strata == stratum].mean() for stratum in strata])
+    exactly(found.naive - found.stratified, of_stratum.var() / pixels)
 
 
 def draw(name, classes, number, repeats, cells=(4, 4), num_classes=1):
@@ -117,6 +126,29 @@ def test_draws_vary_as_computed_and_are_unbiased(name, expected):  # A2
     assert abs(means.mean() - values.mean()) < 4 * error
 
 
+@pytest.mark.parametrize(
+    ("name", "variance"),
+    [
+        ("naive", 0.236111111111),
+        ("stratified", 0.063946759259),
+        ("antithetic", 0.027199074074),
+    ],
+)
+def test_draws_from_unequal_strata(name, variance):  # A1b
+    """Their mean is that of the pixels, 3, and not that of the means of the strata."""
+    strata, values = grid(4, (2, 2)), BY_HAND.reshape(-1)
+    means = [values[LEFT][strata[LEFT] == stratum].mean() for stratum in range(4)]
+    exactly(np.mean(means), 3.270833333333)
+    classes = np.where(np.isin(np.arange(16), LEFT), 0, 1).reshape(1, 4, 4)
+    drawn = draw(name, classes, 24, 20_000, cells=(2, 2))[:, 0]
+    means = values[drawn].mean(axis=1)
+    np.testing.assert_allclose(means.var(), variance, rtol=0.05)
+    assert abs(means.mean() - 3) < 4 * math.sqrt(variance / len(means))
+    if name != "naive":
+        for of_one in strata[drawn[:50]]:
+            np.testing.assert_array_equal(np.bincount(of_one), (2, 8, 8, 6))
+
+
 def disc():
     """Class 0 inside the disc of A4, nothing outside; the values; 4 x 4 cells of 6."""
     row, column = np.mgrid[:24, :24]
@@ -124,12 +156,23 @@ def disc():
     return np.where(inside, 0, 1)[None], smooth_map(row, column).reshape(-1)
 
 
+def test_variances_of_an_irregular_class():  # A4
+    classes, values = disc()
+    inside = classes.reshape(-1) == 0
+    strata = grid(24, (4, 4))[inside]
+    expected = 0, 12, 9, 0, 15, 36, 36, 9, 18, 36, 36, 12, 1, 18, 15, 0
+    np.testing.assert_array_equal(np.bincount(strata, minlength=16), expected)
+    found = sampling.estimator_variances(values[inside], strata, 64)
+    exactly(found.naive, 0.010481203964)
+    exactly(1 - found.stratified / found.naive, 0.839722513530)
+    assert found.stratified / found.naive == pytest.approx(0.160277, abs=5e-7)
+
+
 def test_draws_from_an_irregular_class():  # A4
     classes, values = disc()
     inside = values[classes.reshape(-1) == 0]
     assert len(inside) == 253
-    np.testing.assert_allclose(inside.mean(), 6.025104429507, atol=1e-12)
-    np.testing.assert_allclose(inside.var(), 0.670797053697, atol=1e-12)
+    exactly((inside.mean(), inside.var()), (6.025104429507, 0.670797053697))
     of = {}
     for name in SAMPLERS:
         drawn = draw(name, classes, 64, 20_000)
@@ -197,10 +240,55 @@ def test_pairs_mirror_each_other_about_the_centre_of_their_cell():
         assert set(both) == {inside[0] + inside[-1]}
 
 
+@pytest.mark.parametrize(
+    ("name", "ranks", "pixels", "mean"),
+    [
+        ("stratified", (0, 3, 1, 1, 2, 0, 3, 2), (0, 5, 3, 3, 12, 8, 15, 14), 3.5),
+        ("antithetic", (0, 1, 2, 3), (0, 5, 3, 6, 12, 9, 15, 10), 3.375),
+    ],
+)
+def test_pixels_of_given_ranks(monkeypatch, name, ranks, pixels, mean):  # A1
+    uniforms = iter([jnp.full((1, 1), 0.5), (jnp.array([ranks]) + 0.5) / 4])
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: next(uniforms))
+    sampler = draw_of(name, (2, 2), [(1, 4, 4)])
+    drawn = sampler(jnp.zeros(16, int), jax.random.key(0), 1, 8).pixels
+    np.testing.assert_array_equal(drawn, [pixels])
+    assert BY_HAND.reshape(-1)[drawn].mean() == mean
+
+
+@pytest.mark.parametrize("name", ["stratified", "antithetic"])
+def test_draws_are_those_of_a_loop(monkeypatch, name):
+    """Of a slot's stratum, in the class, and of a pair the second mirrors the first."""
+    classes, _ = disc()
+    slots, cells = 64 // (1 + (name == "antithetic")), grid(24, (4, 4))
+    inside = np.flatnonzero(classes == 0)
+    ranked = inside[np.argsort(cells[inside], kind="stable")]
+    places = np.random.default_rng(0).random((1, slots), np.float32)
+    expected = []
+    for slot, place in enumerate(places[0]):
+        cell = cells[ranked[int((slot + 0.3) * 253 / slots)]]
+        members = [pixel for pixel in inside if cells[pixel] == cell]
+        first = int(place * len(members))
+        pair = members[first], members[len(members) - 1 - first]
+        expected += pair if name == "antithetic" else pair[:1]
+    uniforms = iter([jnp.full((1, 1), 0.3), jnp.asarray(places)])
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: next(uniforms))
+    sampler = draw_of(name, (4, 4), [classes.shape])
+    drawn = sampler(jnp.asarray(classes.reshape(-1)), jax.random.key(0), 1, 64)
+    np.testing.assert_array_equal(drawn.pixels[0], expected)
+
+
+def test_the_mirror_image_of_a_mirror_image_is_the_pixel():
+    classes, _ = disc()
+    drawn = draw("antithetic", classes, 64, 500)
+    pairs = {tuple(pair) for pair in drawn.reshape(-1, 2)}
+    mirror = dict(pairs)
+    assert len(mirror) == len(pairs) == 253
+    assert all(mirror[mirror[pixel]] == pixel for pixel in mirror)
+
+
 def test_pairs_by_hand():  # A1
     pairs = (0, 5), (3, 6), (12, 9), (15, 10)
-    values = BY_HAND.reshape(-1)
-    assert np.mean([values[list(pair)] for pair in pairs]) == 3.375
     drawn = draw("antithetic", np.zeros((1, 4, 4), int), 8, 200, cells=(2, 2))
     found = {tuple(sorted(pair)) for pair in drawn.reshape(-1, 2)}
     assert {tuple(sorted(pair)) for pair in pairs} <= found
@@ -239,23 +327,28 @@ def test_one_pixel_a_stratum_is_drawn_once():
         (240, 256, 240),
         (256, 256, 256),
         (272, 256, 240),
+        (273, 256, 256),
         (300, 256, 240),
+        (307, 256, 256),
         (5233, 256, 240),
     ],
 )
 def test_the_authors_draws_fill_cells_then_top_up(pixels, number, in_cells):
     """Table of 3.2: all cells get as many, apart from what is drawn evenly."""
     edge = round(math.sqrt(pixels))
-    drawn = draw("folded", np.zeros((1, 1, pixels), int), number, 200)[:, 0]
+    drawn = draw("folded", np.zeros((1, 1, pixels), int), number, 5_000)[:, 0]
+    row, column = np.divmod(np.arange(max(edge**2, pixels)), edge)
     side = edge // 4
-
-    def cell(index):
-        row, column = index // edge, index % edge
-        return np.minimum(row // side, 3) * 4 + np.minimum(column // side, 3)
-
-    expected = np.repeat(np.arange(16), in_cells // 16)
-    for of_one in drawn:
-        np.testing.assert_array_equal(cell(of_one[:in_cells]), expected)
+    cell = np.minimum(row // side, 3) * 4 + np.minimum(column // side, 3)
+    of_slot = np.repeat(np.arange(16), in_cells // 16)
+    # The last row of cells may reach beyond the pixels; that is drawn evenly too.
+    certain = in_cells if edge**2 <= pixels else in_cells * 3 // 4
+    assert (cell[drawn[:, :certain]] == of_slot[:certain]).all()
+    expected = (in_cells // 16 / np.bincount(cell[: edge**2]))[cell]
+    expected[edge**2 :] = 0
+    expected = expected[:pixels] + (number - expected[:pixels].sum()) / pixels
+    counts = np.bincount(drawn.reshape(-1), minlength=pixels) / len(drawn)
+    assert (np.abs(counts - expected) < 5 * np.sqrt(expected / len(drawn))).all()
 
 
 def test_the_authors_draws_favour_small_cells():
