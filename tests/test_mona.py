@@ -300,30 +300,34 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def test_the_pyramid_has_the_parameters_of_the_authors():
-    model = models.make(
-        "unet2d_pyramid",
-        width=16,
-        num_classes=4,
-        out_dim=496,
-        stride=1,
-        dtype="float32",
-        bn_groups=1,
-        backbone="ssl4mis",
-    )
+def shapes(name, method, **fields):
+    """Of what a network of the authors' size says of a slice, and its parameters."""
+    common = dict(dtype="float32", bn_groups=1, width=16, backbone="ssl4mis")
+    model = models.make(name, num_classes=4, **fields, **common)
     image = jax.ShapeDtypeStruct((1, 256, 256, 1), jnp.float32)
     said, variables = jax.eval_shape(
         lambda x: model.init_with_output(
-            jax.random.key(0), x, train=False, method="dense"
+            jax.random.key(0), x, train=False, method=method
         ),
         image,
     )
-    params = variables["params"]
+    return said, variables["params"]
+
+
+def test_the_pyramid_has_the_parameters_of_the_authors():
+    said, params = shapes("unet2d_pyramid", "dense", out_dim=496, stride=1)
     assert count((params["encoder"], params["decoder"])) == 1_813_764
     assert count(params["encoder"]) == 1_180_464
     assert count(params["pyramid"]) == 890_112
     assert count((params["predictor1"], params["predictor2"])) == 492_032
     assert said[1].shape == (1, 256, 256, 496)
+
+
+def test_the_heads_of_pre_training_have_the_parameters_of_the_authors():
+    fields = dict(out_dim=512, window=64)
+    _, params = shapes("unet2d_distill_local", "as_student", **fields)
+    names = "head", "predictor", "local_head", "local_predictor"
+    assert [count(params[name]) for name in names] == [197_376, 525_312, 76, 40]
 
 
 def test_the_pyramid_is_the_same_whatever_the_stride():

@@ -19,9 +19,10 @@ from pclseg.losses.distillation import (
 from pclseg.losses.neighbours import neighbour_distance
 from pclseg.losses.segmentation import cross_entropy, dice_loss, dice_sums
 from pclseg.parts import bank as banks
-from pclseg.parts import warp
+from pclseg.parts import ema, warp
 from pclseg.parts.pseudo_labels import pseudo_cross_entropy
 from pclseg.parts.sampler import draw_of
+from pclseg.state import TrainState
 
 
 @pytest.fixture(autouse=True)
@@ -34,34 +35,52 @@ def close(found, expected, atol=1e-10):
     np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
 
 
-def distilled(student, teacher, entries, tau_t):
-    """Of one window: [B, D], [B, D], [S, D]."""
+def alike(embedding, entries, tau):
+    """Of one window: [B, D], [S, D] -> [B, S]."""
+    z, bank = (jnp.asarray(x, jnp.float64)[:, None] for x in (embedding, entries))
     filled = jnp.ones(len(entries), bool)
-    log_t, log_s = (
-        similarity_log_probs(
-            jnp.asarray(z, jnp.float64)[:, None],
-            jnp.asarray(entries, jnp.float64)[:, None],
-            filled,
-            temperature=tau,
-        )
-        for z, tau in ((teacher, tau_t), (student, 0.1))
+    return similarity_log_probs(z, bank, filled, temperature=tau)[:, 0]
+
+
+def distilled(student, teacher, entries, tau_t, reverse=False):
+    log_t, log_s = alike(teacher, entries, tau_t), alike(student, entries, 0.1)
+    return float(kl_divergence(log_t, log_s, reverse=reverse).mean())
+
+
+W, V = [[1, 2, 2], [0, -1, 1]], [[2, 1, 2], [1, 0, 1]]
+ENTRIES = [*np.eye(3), [1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("tau", "loss", "reverse"),
+    [
+        (0.1, 2.427120126219, 0.871701445171),
+        (0.01, 3.586449841232, 7.463096725816),
+    ],
+)
+def test_global_loss(tau, loss, reverse):  # M1
+    close(distilled(W, V, ENTRIES, tau), loss)
+    close(distilled(W, V, ENTRIES, tau, reverse=True), reverse)
+
+
+def test_logits_of_the_global_loss():  # M1
+    logits = jnp.array(
+        [
+            [3.3333333333, 6.6666666667, 6.6666666667, 9.6225044865],
+            [0, -7.0710678119, 7.0710678119, 0],
+        ]
     )
-    return float(kl_divergence(log_t, log_s).mean())
+    close(alike(W, ENTRIES, 0.1), jax.nn.log_softmax(logits), 2e-10)
 
 
 @pytest.mark.parametrize(
-    ("tau", "loss"), [(0.1, 2.427120126219), (0.01, 3.586449841232)]
+    ("tau", "of_windows", "loss"),
+    [
+        (0.1, (2.153449084568, 0.653480727488), 1.403464906028),
+        (0.01, (2.153494508069, 1.250639184917), 1.702066846493),
+    ],
 )
-def test_global_loss(tau, loss):  # M1
-    w, v = [[1, 2, 2], [0, -1, 1]], [[2, 1, 2], [1, 0, 1]]
-    close(distilled(w, v, [*np.eye(3), [1, 1, 1]], tau), loss)
-
-
-@pytest.mark.parametrize(
-    ("tau", "of_windows"),
-    [(0.1, (2.153449084568, 0.653480727488)), (0.01, (2.153494508069, 1.250639184917))],
-)
-def test_local_loss(tau, of_windows):  # M2
+def test_local_loss(tau, of_windows, loss):  # M2
     first = distilled(
         [[1, 0], [0, 1]], [[1, 1], [0, 2]], [[1, 0], [0, 1], [-1, 0]], tau
     )
@@ -69,6 +88,7 @@ def test_local_loss(tau, of_windows):  # M2
         [[1, 1], [2, -1]], [[0, 1], [1, -1]], [[1, 2], [1, -2], [0, 1]], tau
     )
     close((first, second), of_windows)
+    close((first + second) / 2, loss)
 
 
 LOGITS = np.moveaxis(
@@ -358,13 +378,13 @@ def test_some_of_takes_all_or_as_many_as_asked():
     assert np.abs(counts - 100).max() < 40  # 4.6 standard deviations
 
 
-def test_contrast_is_that_of_a_loop():
-    rng = np.random.default_rng(0)
-    n, k, d = 60, 3, 5
+def drawn_contrast(rng, n):
+    """n pixels, their arguments of `tail_contrast`, a bank; its mean over all draws."""
+    k, d = 3, 5
     r, taught = rng.normal(size=(2, n, d))
     label = rng.integers(0, k + 1, n)
     queries = np.where(rng.random(n) < 0.5, label, k)
-    bank, filled = rng.normal(size=(k, 1, d)), np.array([1, 1, 1])
+    bank = rng.normal(size=(k, 1, d))
 
     def unit(x):
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -377,20 +397,46 @@ def test_contrast_is_that_of_a_loop():
         negative = 4 * np.exp(own @ unit(bank[c, 0]) / 0.5)
         each = -np.log(positive / (positive + negative))
         total += each.mean()
+    pixels = tuple(jnp.asarray(x) for x in (r, taught, queries, label))
+    return pixels, (jnp.asarray(bank), jnp.ones(k, int)), total / k
+
+
+def test_contrast_is_that_of_a_loop():
+    pixels, bank, expected = drawn_contrast(np.random.default_rng(0), 60)
     found = tail.tail_contrast(
-        jnp.asarray(r),
-        jnp.asarray(taught),
-        jnp.asarray(queries),
-        jnp.asarray(label),
-        jnp.asarray(bank),
-        jnp.asarray(filled),
+        *pixels,
+        *bank,
         jax.random.key(1),
         num_queries=20000,
         num_negatives=4,
         temperature=0.5,
         chunk=500,
     )
-    np.testing.assert_allclose(found, total / k, rtol=0.01)  # queries are drawn
+    np.testing.assert_allclose(found, expected, rtol=0.01)  # queries are drawn
+
+
+@pytest.mark.parametrize("how", ["naive", "stratified", "antithetic"])
+def test_the_mean_contrast_does_not_depend_on_the_order(how):  # acceptance 6
+    """As drawn, with the slices exchanged, with all pixels exchanged; 2000 draws."""
+    rng, n = np.random.default_rng(0), 2 * 8 * 8
+    pixels, bank, expected = drawn_contrast(rng, n)
+
+    def value(order, key):
+        return tail.tail_contrast(
+            *(x[order] for x in pixels),
+            *bank,
+            key,
+            num_queries=8,
+            num_negatives=4,
+            temperature=0.5,
+            draw=draw_of(how, (2, 2), [(2, 8, 8)]),
+        )
+
+    many = jax.jit(jax.vmap(value, in_axes=(None, 0)))
+    keys = jax.random.split(jax.random.key(1), 2000)
+    for order in (np.arange(n), np.roll(np.arange(n), n // 2), rng.permutation(n)):
+        values = many(order, keys)
+        assert abs(values.mean() - expected) < 4 * values.std() / np.sqrt(len(keys))
 
 
 def test_gradient_of_the_contrast_reaches_queries_alone_and_is_finite():
@@ -571,6 +617,26 @@ def test_banks_of_classes_are_first_in_first_out():  # M14
         one = banks.pushed(one, key=rows)
         order = (int(one.next) - int(one.filled) + np.arange(int(one.filled))) % 3
         close(one.rows["key"][order, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        (0.99, [(1.02, -1.98), (1.0398, -1.9602), (1.059402, -1.940598)]),
+        (1.0, [(1, -2)] * 3),
+        (0.0, [(3, 0)] * 3),
+    ],
+    ids=["moves", "is kept", "is copied"],
+)
+def test_the_teacher_follows(decay, expected):  # M14, acceptance 9
+    params, statistics = jnp.array([3.0, 0]), {"batch_stats": jnp.array([30.0, 0])}
+    teacher = {"params": jnp.array([1.0, -2]), "batch_stats": jnp.array([10.0, -20])}
+    own = {"teacher": teacher}
+    state = TrainState(jnp.int32(0), params, (), statistics, own)
+    for of_step in expected:
+        state = ema.follow(state, decay=decay, mode="eval")
+        close(state.method_state["teacher"]["params"], of_step)
+        close(state.method_state["teacher"]["batch_stats"], np.multiply(10, of_step))
 
 
 @pytest.mark.parametrize("how", ["stratified", "antithetic"])

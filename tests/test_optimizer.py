@@ -77,6 +77,14 @@ def test_poly_with_floor_equals_its_worked_values():
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
+def test_poly_equals_its_worked_values_in_float64():
+    with jax.enable_x64(True):
+        _, schedule = _make(schedule="poly", peak_lr=0.01, total_steps=30000)
+        rates = [schedule(step) for step in (0, 1, 15000, 29999)]
+    expected = [0.01, 0.0099996999995, 0.005358867313, 9.345248856e-07]
+    np.testing.assert_allclose(rates, expected, rtol=1e-10)
+
+
 def test_poly_follows_the_formula_and_warms_up_as_the_cosine():
     _, schedule = _make(schedule="poly", warmup_steps=10)
     step = np.arange(1000)

@@ -47,6 +47,14 @@ def test_dice_per_volume_is_that_of_the_specification():
     assert dice.mean() == pytest.approx(0.414286, abs=5e-7)
 
 
+def test_dice_of_two_rectangles():  # MONA's specification, M15
+    a, b = np.zeros((2, 10, 10), int)
+    a[2:7, 2:7] = b[3:8, 2:9] = 1
+    for one, other in ((a, b), (b, a)):
+        dice = overlap.case_dice_from_counts(overlap.counts(one, other, 2))
+        np.testing.assert_allclose(dice, [2 / 3], rtol=1e-12)
+
+
 @given(st.lists(st.integers(0, 4), max_size=5))
 def test_pooled_dice_does_not_depend_on_the_batches(cuts):
     edges = [0, *sorted(cuts), 4]
