@@ -16,6 +16,7 @@ from pclseg import building, methods, models
 from pclseg.errors import UserError
 from pclseg.losses.contrastive import pair_nce, unit_length
 from pclseg.methods.gcl_proper import across_volumes, of_one_slice
+from pclseg.state import TrainState
 from pclseg.train.metrics import read_rows
 from pclseg.train.step import init_state
 
@@ -57,13 +58,37 @@ def naive(z, pairs, of, temperature=0.1):
     return total / len(z)
 
 
+class Given:
+    """A model whose embeddings are the pixels of the images."""
+
+    def apply(self, variables, images, **unused):
+        return images.reshape(len(images), -1), {}
+
+
+def of_method(variant, z, partition):
+    """Loss and metrics of the method, told the embeddings [images of a slice, B, D]."""
+    slices, *augmented = jnp.asarray(z)[:, :, None, :, None]
+    one_by_one = iter(augmented)
+    settings = SETTINGS | dict(variant=variant, augmentations=len(augmented))
+    method = methods.make(
+        "gcl_proper",
+        model=Given(),
+        augment=lambda keys, images, labels: (next(one_by_one), labels),
+        axis_name=None,
+        **settings,
+    )
+    state = TrainState(step=0, params={}, opt_state={}, model_state={}, method_state={})
+    data = {"image": slices, "partition": jnp.asarray(partition, jnp.int32)}
+    value, aux = method.loss({}, state, data, jax.random.key(0))
+    return value, aux.metrics
+
+
 def test_worked_number_of_the_specification():
-    z = [[1, 0], [0, 1], [0.8, 0.6], [0.6, 0.8], [0.6, 0.8], [0, 1]]
-    of = about(1, 2, 3)
-    value = loss(jnp.array(z, jnp.float32), of_one_slice, of)
+    z = [[[1, 0], [0, 1]], [[0.8, 0.6], [0.6, 0.8]], [[0.6, 0.8], [0, 1]]]
+    value, _ = of_method("GD-", np.array(z, np.float32), [1, 2])
     np.testing.assert_allclose(value, 2.615700153, rtol=2e-6)
     with jax.enable_x64(True):
-        value = loss(jnp.array(z, jnp.float64), of_one_slice, of)
+        value, _ = of_method("GD-", np.array(z, np.float64), [1, 2])
         np.testing.assert_allclose(6 * value, 15.694200920, rtol=0, atol=1e-9)
 
 
@@ -101,6 +126,25 @@ def test_both_variants_equal_naive_loops(volumes, partitions, views):
     np.testing.assert_allclose(
         loss(z, across_volumes, of), naive(z, pairs, of), rtol=2e-5
     )
+
+
+@pytest.mark.parametrize("variant", ["GD-", "GD"])
+@pytest.mark.parametrize("augmentations", [1, 2])
+def test_loss_of_the_method_equals_naive_loops(variant, augmentations):
+    volumes, partitions, views = 2, 3, 1 + augmentations
+    slices = volumes * partitions
+    z = np.random.default_rng(0).normal(size=(views, slices, 5)).astype(np.float32)
+    value, metrics = of_method(variant, z, np.tile([1, 2, 3], volumes))
+    pairs = pairs_of_one_slice(slices, views)
+    if variant == "GD":
+        pairs += pairs_across_volumes(volumes, partitions, views)
+    expected = naive(z.reshape(-1, 5), pairs, about(volumes, partitions, views))
+    np.testing.assert_allclose(value, expected, rtol=2e-5)
+    each = len(pairs) / (views * slices)  # positives of an image
+    assert float(metrics["positives"]) == each
+    others = views * (slices - volumes)  # negatives of an image
+    gap = abs(expected - each * math.log(1 + others))
+    np.testing.assert_allclose(metrics["collapse_gap"], gap, rtol=1e-4)
 
 
 def test_two_volumes_have_the_four_pairs_of_the_paper_in_every_partition():
