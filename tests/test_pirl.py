@@ -22,6 +22,7 @@ from pclseg.config import load_config
 from pclseg.errors import UserError
 from pclseg.losses.memory_bank import bank_nce, other_rows, updated_bank
 from pclseg.parts import jigsaw
+from pclseg.state import TrainState
 from pclseg.train.metrics import read_rows
 from pclseg.train.step import init_state, make_train_step
 
@@ -267,12 +268,80 @@ def test_images_and_patches_are_two_passes_that_both_move_the_running_averages()
     )
 
 
-def test_loss_is_the_weighted_mean_and_the_bank_follows_the_whole_slices():
+class Linear:
+    """A network whose two embeddings are pixels times given matrices."""
+
+    out_dim = DIM
+    pair = None  # the method asks whether there is one
+
+    def __init__(self):
+        rng = np.random.default_rng(2)
+        self.whole = rng.normal(size=(SIZE * SIZE, DIM)).astype(np.float32)
+        self.puzzle = rng.normal(size=(9 * 16 * 16, DIM)).astype(np.float32)
+
+    def embed(self, images, patches):
+        pixels = (x.reshape(len(x), -1) for x in (images, patches))
+        return [x @ m for x, m in zip(pixels, (self.whole, self.puzzle), strict=True)]
+
+    def apply(self, variables, images, patches, *, method, **unused):
+        assert method == "pair"
+        return self.embed(images, patches), {}
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_loss_and_bank_of_the_method_equal_naive_loops(weight):
+    model, data, key = Linear(), batch(), jax.random.key(3)
+    settings = SETTINGS | {"jigsaw_weight": weight}
+    noisy = augment.make("intensity", brightness=(-1, 1), contrast=(0.5, 2), clip=())
+    method = methods.make(
+        "pirl", model=model, augment=noisy, axis_name=None, **settings
+    )
+    bank = unit(SLICES, DIM, seed=4)
+    state = TrainState(
+        step=0,
+        params={},
+        opt_state={},
+        model_state={},
+        method_state={"bank": jnp.asarray(bank, jnp.float32)},
+    )
+    value, aux = method.loss({}, state, data, key)
+
+    # what is drawn, by the functions tested above
+    pair_key, negatives_key = jax.random.split(key)
+    *view_keys, cut_key = (
+        sample_keys(k, jnp.arange(ROWS)) for k in jax.random.split(pair_key, 3)
+    )
+    whole, puzzle = (noisy(keys, data["image"], None)[0] for keys in view_keys)
+    patches = jigsaw.cut(cut_key, puzzle, patch_size=16)
+    others = other_rows(
+        sample_keys(negatives_key, jnp.arange(ROWS)),
+        data["slice"],
+        num_rows=SLICES,
+        count=6,
+    )
+    assert (np.asarray(others) != data["slice"][:, None]).all()
+
+    images, patches = (np.asarray(x, np.float64) for x in (whole, patches))
+    v, v_t = (
+        z / np.linalg.norm(z, axis=1, keepdims=True)
+        for z in model.embed(images, patches)
+    )
+    own, negatives = bank[data["slice"]], bank[np.asarray(others)]
+    of_image, of_puzzle = (naive_nce(u, own, negatives, 0.1).mean() for u in (v, v_t))
+    expected = (1 - weight) * of_image + weight * of_puzzle
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    gap = abs(expected - np.log(1 + 6))
+    np.testing.assert_allclose(aux.metrics["image_loss"], of_image, rtol=1e-5)
+    np.testing.assert_allclose(aux.metrics["jigsaw_loss"], of_puzzle, rtol=1e-5)
+    np.testing.assert_allclose(aux.metrics["collapse_gap"], gap, rtol=1e-4)
+    moved = naive_bank(bank, data["slice"], v, 0.5)
+    np.testing.assert_allclose(aux.method_state["bank"], moved, atol=1e-5)
+
+
+def test_the_bank_follows_the_embeddings_of_the_whole_slices():
     _, model, state, loss = jitted()
     data = batch()
-    value, aux = loss(state.params, state, data)
-    parts = [float(aux.metrics[f"{name}_loss"]) for name in ("image", "jigsaw")]
-    np.testing.assert_allclose(value, np.mean(parts), rtol=1e-6)
+    _, aux = loss(state.params, state, data)
     forward = jax.jit(
         lambda *args: model.apply(*args, train=True, mutable=["batch_stats"])[0]
     )
