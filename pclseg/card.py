@@ -11,7 +11,7 @@ import ml_collections
 
 from pclseg import rundir
 from pclseg.data.channels import Channel
-from pclseg.data.geometry import SLICES
+from pclseg.data.geometry import AS_STORED, SLICES
 from pclseg.data.prepare import Options
 from pclseg.errors import UserError
 from pclseg.evaluation.cases import read_cases
@@ -64,7 +64,7 @@ def write_card(
         licence=licence,
         versions=sorted({run["version"] for run in about}),
         channels=first.num_channels,
-        images=f"{SLICES[int(first.options.slice_axis)]} slices of volumes",
+        images=_images(first.options),
         classes=list(zip(first.class_names, first.label_values, strict=True)),
         expects=_expects(first.options, first.channels, about[0]["pixel"]),
         runs=about,
@@ -88,6 +88,12 @@ def _head(licence: str) -> list[str]:
     return ["license: other", f"license_name: {json.dumps(licence.strip())}"]
 
 
+def _images(options: Options) -> str:
+    if options.slice_axis == AS_STORED:
+        return "slices, along the third axis of their files, of volumes"
+    return f"{SLICES[int(options.slice_axis)]} slices of volumes"
+
+
 def _expects(
     options: Options, channels: Sequence[Channel], pixel: Sequence[float]
 ) -> list[str]:
@@ -98,8 +104,11 @@ def _expects(
         else f"clipped to the percentiles {low:g} and {high:g} of the volume, and"
         " normalised, inside"
     )
+    stored = "any orientation, which the label file keeps"
+    if options.slice_axis == AS_STORED:
+        stored = "stored as in the training, for the third axis is sliced as it is"
     lines = [
-        "a NIfTI file with a right affine; any orientation, which the label file keeps",
+        f"a NIfTI file with a right affine; {stored}",
         f"intensities as exported: {clipped}",
     ]
     if options.integers:

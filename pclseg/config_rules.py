@@ -110,8 +110,8 @@ _DATA = {
 }
 _PREPARE = {
     "slice_axis": Rule(
-        "'auto', 0, 1 or 2",
-        lambda v: type(v) in (int, str) and str(v) in ("auto", "0", "1", "2"),
+        "'auto', 'file', 0, 1 or 2",
+        lambda v: type(v) in (int, str) and str(v) in ("auto", "file", "0", "1", "2"),
     ),
     "spacing": Rule(
         "(y, x) in mm, or () for the file's own",

@@ -11,7 +11,7 @@ import numpy as np
 from jax import core, export
 
 from pclseg import __version__, building, network
-from pclseg.data.geometry import SLICES
+from pclseg.data.geometry import AS_STORED, SLICES
 from pclseg.data.prepare import Options, prepare_array
 from pclseg.errors import UserError
 from pclseg.evaluation.inference import MULTIPLE
@@ -67,6 +67,7 @@ def write_export(
         name=folder.name,
         platforms=platforms,
         jax=jax.__version__,
+        as_stored=first.options.slice_axis == AS_STORED,
         axis=SLICES[axis],
         towards=f"towards {_TOWARDS[axis]}",
         rows=_TOWARDS[rows],
@@ -97,6 +98,8 @@ def _platform() -> str:
 
 def _axes(options: Options) -> list[int]:
     """Canonical axes of [Z, H, W], as `geometry.prepared_geometry` has them."""
+    if options.slice_axis == AS_STORED:
+        return [2, 1, 0]  # of the file
     along = int(options.slice_axis)
     return [along, *sorted({0, 1, 2} - {along}, reverse=True)]
 

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save
 from pclseg import __version__, building, rundir
 from pclseg.data.channels import Channel, checked_saved
 from pclseg.data.datasets.base import LARGEST
+from pclseg.data.geometry import AS_STORED
 from pclseg.data.prepare import Options, prepare_array
 from pclseg.errors import UserError
 from pclseg.evaluation import components
@@ -120,11 +121,12 @@ def of_run(run: Path) -> Network:
     name = able[-1]
     prepare = config.data.prepare.to_dict()
     del prepare["workers"]
+    as_stored = prepare["slice_axis"] == AS_STORED
     building.check_finished(run / name)
     step, params, batch_stats = load_weights(run / name / "checkpoints")
     log.info("weights of %s, step %d", run / name, step)
     try:
-        # The axis that most volumes were sliced along, the channels, the classes.
+        # The canonical axis that most volumes were sliced along, channels, classes.
         axis, channels = dataset["slice_axis"], checked_saved(dataset["channels"])
         names, values = dataset["class_names"], dataset["label_values"]
     except (KeyError, TypeError, ValueError) as error:
@@ -139,7 +141,8 @@ def of_run(run: Path) -> Network:
         params=params,
         batch_stats=batch_stats,
         options=options_of(
-            f"config.data.prepare of {run}", prepare | {"slice_axis": axis}
+            f"config.data.prepare of {run}",
+            prepare | ({} if as_stored else {"slice_axis": axis}),
         ),
         class_names=tuple(names),
         label_values=tuple(values),
@@ -303,7 +306,7 @@ def _shared(content: Mapping[str, Any]) -> dict[str, Any]:
     if not (texts and whole and len(values) == len(set(values)) == len(names) > 1):
         raise ValueError(f"label_values are {values} for the classes {names}")
     options = options_of(f"'prepare' of {MODEL_FILE}", content["prepare"])
-    if options.slice_axis not in (0, 1, 2):
+    if options.slice_axis not in (0, 1, 2, AS_STORED):
         raise ValueError(f"slice_axis is {options.slice_axis!r}")
     if any(0 < float(size) < _LEAST_MM for size in options.spacing):
         raise ValueError(f"spacing is {options.spacing}")

@@ -502,6 +502,36 @@ def test_the_command_exports_runs_and_says_how_to_call_it(
     assert scope["probabilities"].shape == (*volume.shape, 3)
 
 
+def test_slices_of_the_file_as_stored_stay_so_wherever_the_network_goes(
+    run, tmp_path, command, monkeypatch
+):
+    copied = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((copied / "config.json").read_text())
+    config["data"]["prepare"]["slice_axis"] = "file"
+    (copied / "config.json").write_text(json.dumps(config))
+    assert command("share", copied, f"--out={tmp_path / 'model'}")[0] == 0
+    (shared,) = network.read(tmp_path / "model")
+    assert shared.options.slice_axis == "file"
+    card = (tmp_path / "model/README.md").read_text()
+    assert "slices, along the third axis of their files, of volumes" in card
+    write_export(tmp_path / "out", [shared], platforms=("cpu",))
+    readme = (tmp_path / "out/README.md").read_text()
+    assert "Z, H and W are the third, second and first axis of\n  the file" in readme
+    program = readme.split("```python\n")[2].partition("```")[0]
+    voxels = image((33, 40, 3))
+    affine = np.diag([-1.0, 1.0, 1.0, 1.0])[[0, 2, 1, 3]]  # the third axis: forwards
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "scan.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    segment = jax.export.deserialize(
+        bytearray((tmp_path / "out/model.jax_export").read_bytes())
+    ).call
+    exec(program, {"segment": segment})
+    found = nib.load("label.nii.gz")
+    wanted = pclseg.load("model").predict(voxels, affine=affine)
+    assert (np.asanyarray(found.dataobj) == wanted).mean() > 0.99
+    np.testing.assert_array_equal(found.affine, affine)
+
+
 def test_a_run_says_what_keeping_the_largest_part_would_do(run, tmp_path):
     gains = json.loads((run / "largest_part.json").read_text())
     summary = json.loads((run / "summary.json").read_text())["classes"]

@@ -62,6 +62,37 @@ def test_a_label_file_lies_on_its_image_with_the_values_of_training(tmp_path):
     assert label.get_data_dtype() == np.int16
 
 
+@pytest.mark.parametrize(
+    ("spacing", "plane", "apart"),
+    [((), (24, 20), 0.0), ((1.5, 3.0), (24, 10), 0.02), ((0.75, 0.5), (48, 60), 0.02)],
+)
+def test_a_file_sliced_as_stored_gets_its_label_as_stored(
+    spacing, plane, apart, tmp_path
+):
+    seen = []
+
+    def predictor(volume):
+        seen.append(volume.shape)
+        return by_brightness(volume)
+
+    c, s = np.cos(0.3), np.sin(0.3)
+    # Downwards, to the right and, third, to the back: by the header slices are coronal.
+    turned = np.array([[0, 1, 0], [-s, 0, -c], [-c, 0, s]])
+    affine = np.eye(4)
+    affine[:3, :3] = turned @ np.diag([1.5, 1.5, 4.0])
+    z, y, x = np.ogrid[:5, :24, :20]
+    bright = (z + x + 2 * y > 30).T
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(bright.astype(np.int16), affine), path)
+    options = dataclasses.replace(SEGMENTER.options, slice_axis="file", spacing=spacing)
+    segmenter = dataclasses.replace(SEGMENTER, predictor=predictor, options=options)
+    (target,) = predict_files(segmenter, [path], tmp_path / "out")
+    assert seen == [(5, *plane, 1)]
+    label = nib.load(target)
+    np.testing.assert_array_equal(label.affine, nib.load(path).affine)
+    assert (np.asanyarray(label.dataobj) != 500 * bright).mean() <= apart
+
+
 def test_a_run_prepares_new_images_as_its_config_says():
     config = load_config(f"{ROOT}/configs/chd_to_mmwhs.py").data.prepare
     saved = json.loads(config.to_json_best_effort())  # lists for tuples

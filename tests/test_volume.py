@@ -335,6 +335,23 @@ def test_auto_slices_along_the_clearly_largest_spacing(spacing, axis, code):
     assert shape[0] == (5, 6, 7)[axis]
 
 
+@pytest.mark.parametrize("tilt", [0.0, 30.0])
+@pytest.mark.parametrize("code", CODES)
+def test_a_file_is_sliced_as_stored_wherever_its_axes_point(code, tilt):
+    rng = np.random.default_rng(4)
+    array = rng.normal(size=(6, 5, 4)).astype(np.float32)
+    stored, affine = stored_as(array, oblique((1.0, 1.5, 5.0), tilt), code)
+    geometry, shape, spacing = prepared_geometry(
+        stored.shape, affine, slice_axis="file", spacing=()
+    )
+    np.testing.assert_array_equal(orient(stored, geometry), stored.transpose(2, 1, 0))
+    assert shape == stored.shape[::-1]
+    np.testing.assert_allclose(spacing, np.linalg.norm(affine[:3, 2::-1], axis=0))
+    step = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
+    np.testing.assert_allclose(geometry.slice_direction, step)
+    assert geometry.slice_axis == "LRPAIS".index(code[2]) // 2
+
+
 def test_header_lps_flips_x_and_y_only_as_acdc_needs():
     geometry, _, _ = prepared_geometry(
         (8, 9, 4), np.diag([-1.5, -1.5, 10.0, 1.0]), slice_axis="auto", spacing=()
@@ -376,7 +393,7 @@ def test_geometry_survives_json():
     code=st.sampled_from(CODES),
     tilt=st.floats(-40, 40),
     shape=st.tuples(*[st.integers(2, 6)] * 3),
-    slice_axis=st.sampled_from([0, 1, 2, "auto"]),
+    slice_axis=st.sampled_from([0, 1, 2, "auto", "file"]),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
@@ -670,11 +687,12 @@ def test_class_ids_index_the_label_values_in_any_order(values, seed):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"slice_axis": 3}, "slice_axis is 3; expected 'auto', 0, 1 or 2"),
+        ({"slice_axis": 3}, "slice_axis is 3; expected 'auto', 'file', 0, 1 or 2"),
         ({"slice_axis": "z"}, "slice_axis is 'z'"),
         ({"spacing": (1.0,)}, r"spacing is \(1.0,\); expected \(y, x\)"),
         ({"spacing": (-1.0, 1.0)}, "spacing is"),
         ({"slice_axis": 2}, "one slice along canonical axis 2"),
+        ({"slice_axis": "file"}, "one slice along canonical axis 2"),
     ],
 )
 def test_options_that_cannot_be_met_are_named(options, message):

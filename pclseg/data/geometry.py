@@ -16,6 +16,7 @@ AXIS_RATIO = 1.5
 SLICES = ("sagittal", "coronal", "axial")  # of slices along canonical axis 0, 1, 2
 SPACING_KEY = "config.data.prepare.spacing"
 AXIS_KEY = "config.data.prepare.slice_axis"
+AS_STORED = "file"  # the slice axis that no header names
 T = TypeVar("T")
 
 
@@ -74,7 +75,8 @@ def prepared_geometry(
         shape: (X, Y, Z) of the file.
         affine: [4, 4] of the file.
         slice_axis: 0, 1, 2, or "auto": the axis of largest spacing if that is 1.5 times
-            the second largest, else 2.
+            the second largest, else 2; or "file": (x, y, z) as stored becomes
+            (z, y, x), wherever the header says that its axes point.
         spacing: (y, x) mm of the prepared slices; () or zeros keep those of the file.
             The size becomes round(old / new * size), half to even, as in PCL's code.
 
@@ -94,17 +96,21 @@ def prepared_geometry(
             f"its voxels are {file_spacing.min():g} mm large; mend the header, whose"
             " sizes must be in mm."
         )
-    file_axis = {int(axis): i for i, axis in enumerate(orientation[:, 0])}
-    along = _slice_axis(slice_axis, [file_spacing[file_axis[c]] for c in range(3)])
-    canonical = (along, *sorted({0, 1, 2} - {along}, reverse=True))
-    axes = _triple(file_axis[c] for c in canonical)
+    if slice_axis == AS_STORED:
+        axes, flips = (2, 1, 0), (False, False, False)
+    else:
+        file_axis = {int(axis): i for i, axis in enumerate(orientation[:, 0])}
+        along = _slice_axis(slice_axis, [file_spacing[file_axis[c]] for c in range(3)])
+        canonical = (along, *sorted({0, 1, 2} - {along}, reverse=True))
+        axes = _triple(file_axis[c] for c in canonical)
+        flips = _triple(bool(orientation[i, 1] < 0) for i in axes)
     native_shape = _triple(int(shape[i]) for i in axes)
     native_spacing = _triple(float(file_spacing[i]) for i in axes)
     if native_shape[0] < 2:
         raise UserError(
-            f"it has one slice along canonical axis {along}, so slices have no"
-            f" position; set {AXIS_KEY} to the axis that the volume is cut along, or"
-            " leave the file out."
+            f"it has one slice along canonical axis {int(orientation[axes[0], 0])}, so"
+            f" slices have no position; set {AXIS_KEY} to the axis that the volume is"
+            " cut along, or leave the file out."
         )
     height, width = _plane(native_shape[1:], native_spacing[1:], spacing)
     new_shape = (native_shape[0], height, width)
@@ -112,7 +118,7 @@ def prepared_geometry(
         file_shape=_triple(int(n) for n in shape),
         affine=tuple(tuple(row) for row in affine.tolist()),
         axes=axes,
-        flips=_triple(bool(orientation[i, 1] < 0) for i in axes),
+        flips=flips,
         native_shape=native_shape,
         native_spacing=native_spacing,
         shape=new_shape,
@@ -134,7 +140,9 @@ def _slice_axis(slice_axis: int | str, spacing: Sequence[float]) -> int:
     if str(slice_axis) in ("0", "1", "2"):
         return int(slice_axis)
     if slice_axis != "auto":
-        raise UserError(f"{AXIS_KEY} is {slice_axis!r}; expected 'auto', 0, 1 or 2.")
+        raise UserError(
+            f"{AXIS_KEY} is {slice_axis!r}; expected 'auto', 'file', 0, 1 or 2."
+        )
     return int(np.argmax(spacing)) if one_is_thick(spacing) else 2
 
 

@@ -182,7 +182,7 @@ def _middle_slices(
             image.shape, affine, slice_axis=facts.slice_axis, spacing=()
         )
         middle = facts.slices // 2
-        height, width = facts.plane_spacing
+        _, height, width = geometry.native_spacing
         yield (
             facts.name,
             np.array(orient(image, geometry)[middle], np.float32),
