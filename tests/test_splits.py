@@ -97,6 +97,7 @@ DRAW_PLACES = {
     ("hvsmr", 0): "7 0 6 5 4 2",
 }
 SSL4MIS = ROOT / "configs" / "splits" / "acdc_ssl4mis.json"
+BY_GROUP = SSL4MIS.with_name("acdc_by_group.json")
 # What the copy of ACDC lacks that has 80 patients.
 MISSING = "1 4 13 19 22 31 33 36 43 44 46 54 68 71 80 83 84 90 98 99"
 LABELLED = ["a1", "a2", "a3", "a4", "a5"]
@@ -326,6 +327,9 @@ def leaving_out(**changes):
         (leaving_out(train=["a1", "b"], draw=["c"]), ["'c'", "but not in 'train'"]),
         ({**leaving_out(train=["a1", "b"]), "test": ["b"]}, ["'b'", "'train'"]),
         (leaving_out(train=["a1", "u1"]), ["'u1' has no label"]),
+        ({**one_fold(), "strata": ["x"]}, ["'strata' does not give"]),
+        ({**one_fold(), "strata": {"a1": 1}}, ["'strata' does not give"]),
+        ({**one_fold(), "strata": {"a1": "x"}}, ["fold 0", "'a2' has no group"]),
     ],
 )
 def test_a_wrong_file_is_explained_in_one_line(tmp_path, content, words):
@@ -424,6 +428,39 @@ def test_a_draw_that_is_not_in_the_file_does_not_depend_on_who_is_absent(tmp_pat
     assert left == [patient for patient in complete if patient != "b"]
 
 
+def in_groups(strata, **changes):
+    return {**leaving_out(**changes), "strata": strata}
+
+
+def test_groups_take_turns_in_a_draw_and_each_keeps_its_order(tmp_path):
+    names = [f"{group}{number}" for group in "abc" for number in range(4)] + ["a9"]
+    strata = {name: name[0] for name in names}
+    path = write(tmp_path, in_groups(strata, train=names, validation=["v"]))
+    draw = splits.read_splits(path, [*names, "v"], ())["folds"][0]["draw"]
+    plain = random.Random(1234).sample(names, len(names))
+    assert sorted(draw) == sorted(names)
+    for turn in range(4):
+        assert {*map(strata.get, draw[3 * turn : 3 * turn + 3])} == set("abc")
+    for group in "abc":
+        own = [[p for p in order if strata[p] == group] for order in (draw, plain)]
+        assert own[0] == own[1]
+    assert draw[0] == plain[0]
+    # Who is absent changes neither the turns nor anybody's place in the own group.
+    here = [name for name in names if name not in ("a1", "b0", "c3")]
+    left = splits.read_splits(path, [*here, "v"], ())["folds"][0]["draw"]
+    for turn in range(3):
+        assert {*map(strata.get, left[3 * turn : 3 * turn + 3])} == set("abc")
+    for group in "abc":
+        own = [p for p in draw if p in here and strata[p] == group]
+        assert [p for p in left if strata[p] == group] == own
+
+
+def test_a_draw_of_the_file_stays_as_it_is_with_groups(tmp_path):
+    draw = ["a2", "a1"]
+    path = write(tmp_path, in_groups({"a1": "x", "a2": "y"}, draw=draw))
+    assert splits.read_splits(path, LABELLED, ())["folds"][0]["draw"] == draw
+
+
 def patients(numbers):
     return [f"patient{int(number):03d}" for number in numbers.split()]
 
@@ -474,6 +511,21 @@ def check_80_patients(read):
     assert sizes == (59, 9, 12)
     assert fold["draw"][:6] == patients("38 50 100 58 21 49")
     assert sorted(fold["draw"]) == sorted(fold["train"])
+
+
+def test_acdc_by_group_has_the_authors_folds_and_even_draws():
+    made = splits.make_splits(
+        ACDC_PATIENTS, (), folds=5, fold_seed=12345, draw_seed=1234
+    )
+    for missing in ("", MISSING):
+        copy = sorted(set(ACDC_PATIENTS) - set(patients(missing)))
+        read = splits.read_splits(BY_GROUP, copy, ())
+        for fold, authors in zip(read["folds"], made["folds"], strict=True):
+            for side in ("train", "validation"):
+                assert fold[side] == [p for p in authors[side] if p in copy]
+            for labelled in (5, 10):
+                groups = [(int(p[-3:]) - 1) // 20 for p in fold["draw"][:labelled]]
+                assert sorted(groups) == sorted([0, 1, 2, 3, 4] * (labelled // 5))
 
 
 @pytest.mark.data

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ from pclseg.data.datasets.base import natural_key
 from pclseg.errors import UserError
 from pclseg.named import nearest
 
-FILE_KEYS = ("folds", "test", "unlabelled", "draw_seed", "fold_seed", "absent")
+FILE_KEYS = (
+    "folds",
+    "test",
+    "unlabelled",
+    "draw_seed",
+    "fold_seed",
+    "absent",
+    "strata",
+)
 FOLD_KEYS = ("train", "validation", "draw")
 LEAVE_OUT = "leave out"
 ABSENT = ("refuse", LEAVE_OUT)  # what to do about patients that the dataset lacks
@@ -164,7 +173,9 @@ def read_splits(
     "test" (default: nobody) is apart from all folds. Any number of folds may share
     validation patients, e.g. repeated splits. "absent" (default: "refuse") may be
     "leave out": patients that the dataset lacks are then dropped from every list, so
-    that the next ones of a draw move up. `left_out` tells whom it is about.
+    that the next ones of a draw move up. `left_out` tells whom it is about. "strata"
+    (default: none) gives patients a group each; where a draw is not in the file, the
+    groups take turns in it.
 
     Args:
         path: JSON file.
@@ -199,12 +210,16 @@ def read_splits(
             f"{path}: 'folds' is missing or empty; expected a list such as"
             ' [{"train": ["p1", "p2"], "validation": ["p3"]}].'
         )
+    strata = _strata(content, path)
     read = []
-    for number, fold in enumerate(folds):
+    for number, given in enumerate(folds):
         where = f"{path}: fold {number}"
-        fold = _fold(fold, where, known, barred, seed)
+        fold = _fold(given, where, known, barred, seed)
         _check_apart({**fold, "test": test, "unlabelled": unlabelled}, where)
-        read.append({key: _kept(fold[key], present, where, key) for key in FOLD_KEYS})
+        kept = {key: _kept(fold[key], present, where, key) for key in FOLD_KEYS}
+        if strata and "draw" not in given:
+            kept["draw"] = _in_turns(kept["draw"], strata, where)
+        read.append(kept)
     test = _kept(test, present, str(path), "test")
     return {
         **({"fold_seed": content["fold_seed"]} if "fold_seed" in content else {}),
@@ -280,6 +295,34 @@ def _leaves_out(content: Mapping[str, Any], path: Path) -> bool:
             f" {' or '.join(map(repr, ABSENT))}."
         )
     return absent == LEAVE_OUT
+
+
+def _strata(content: Mapping[str, Any], path: Path) -> dict[str, str]:
+    strata = content.get("strata", {})
+    if isinstance(strata, dict) and all(isinstance(g, str) for g in strata.values()):
+        return strata
+    raise UserError(
+        f"{path}: 'strata' does not give every patient a text; expected such as"
+        ' {"p1": "healthy", "p2": "ill"}.'
+    )
+
+
+def _in_turns(draw: list[str], strata: Mapping[str, str], where: str) -> list[str]:
+    """The first patient of each group, then the second of each, and so on.
+
+    So of the first M, no group has two more than another that has any left.
+    """
+    taken: Counter[str] = Counter()
+    turn = {}
+    for patient in draw:
+        if patient not in strata:
+            raise UserError(
+                f"{where}: patient {patient!r} has no group in 'strata'; add it."
+                f"{nearest(patient, strata)}"
+            )
+        turn[patient] = taken[strata[patient]]
+        taken[strata[patient]] += 1
+    return sorted(draw, key=turn.__getitem__)  # within a turn as they were drawn
 
 
 def _kept(patients: list[str], present: set[str], where: str, key: str) -> list[str]:
