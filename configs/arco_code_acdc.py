@@ -3,9 +3,9 @@ r"""ARCO on ACDC (cine MRI), closer to the authors' code, to compare with.
 python -m pclseg.main --config=configs/arco_code_acdc.py --config.data.raw_dir=DIR \
     --workdir=runs/arco_code_acdc
 
-Their draws, keys, temperatures, pixels of L_unsup, teacher and weight of the warps, and
-no neighbour term, as theirs has no gradient; the rest is as in `mona_acdc.py`, see
-docs/methods/arco.md.
+Their draws, keys, temperatures, pixels of L_unsup, teacher, weight of the warps and
+heads of pre-training without a ReLU, and no neighbour term, as theirs has no gradient;
+the rest is as in `mona_acdc.py`, see docs/methods/arco.md.
 """
 
 import ml_collections
@@ -19,6 +19,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.arm = "arco_code"
     config.pretrain.method.teacher_temperature = (0.1, 0.1)
     config.pretrain.method.teacher_mode = "train"
+    config.pretrain.model.activate_heads = False
     method = config.finetune.method
     method.sampler = "folded"
     method.key_rule = "code"
