@@ -6,6 +6,8 @@ RUN is a finished run of MONA or ARCO. Its network sees one batch of its trainin
 class of 32 pixels or more each gets its InfoNCE against the mean of the class and
 `num_negatives` keys of the bank, drawn once. The variance of the mean over n such
 pixels is computed for every way to draw them, and measured by drawing 10,000 times.
+Strata are those of the package, a cell of all slices together; and beside them, "by
+slice", the quarters of every slice, which the package has not.
 """
 
 import argparse
@@ -32,8 +34,13 @@ from pclseg.runner import trained_state
 
 NUMBERS = (16, 32, 64, 128, 256, 512, 1024)
 WAYS = ("naive", "stratified", "antithetic")
+QUARTERS = (2, 2)  # of a slice
 DRAWS = 10_000
 LEAST = 32  # pixels of a class
+# Of the columns SG / NS and SAG / NS: prefix of what they are compared with, and own.
+KINDS = (("", ""), ("drawn_", "drawn_"), ("", "slice_"), ("drawn_", "drawn_slice_"))
+HEADS = ("SG / NS", "SAG / NS", "drawn: SG", "SAG")
+HEADS += ("by slice: SG", "SAG", "drawn: SG", "SAG")
 
 
 def main(argv: list[str]) -> None:
@@ -46,17 +53,18 @@ def main(argv: list[str]) -> None:
     rows = measured(args.run)
     print(
         measuring.table(
-            ["class", "pixels", "n", *WAYS, "SG / NS", "SAG / NS", "drawn: SG", "SAG"],
+            ["class", "pixels", "n", *WAYS, *HEADS],
             [
                 [
                     row["class"],
                     str(row["pixels"]),
                     str(row["number"]),
                     *(f"{row[way]:.2e}" for way in WAYS),
-                    f"{row['stratified'] / row['naive']:.2f}",
-                    f"{row['antithetic'] / row['naive']:.2f}",
-                    f"{row['drawn_stratified'] / row['drawn_naive']:.2f}",
-                    f"{row['drawn_antithetic'] / row['drawn_naive']:.2f}",
+                    *(
+                        f"{row[f'{kind}{way}'] / row[f'{drawn}naive']:.2f}"
+                        for drawn, kind in KINDS
+                        for way in WAYS[1:]
+                    ),
                 ]
                 for row in rows
             ],
@@ -128,19 +136,30 @@ def variances(
 ) -> list[dict[str, Any]]:
     """Of the pixels of a class, at `place` of `shape`."""
     cells = tuple(method.sampler_cells)
-    strata = np.tile(sampling.grid_strata(shape[1:], cells), shape[0])[place]
+    pooled = np.tile(sampling.grid_strata(shape[1:], cells), shape[0])
+    quarter = sampling.grid_strata(shape[1:], QUARTERS)
+    number_by_slice = shape[0] * (quarter.max() + 1)
+    by_slice = np.arange(number_by_slice).reshape(shape[0], -1)[:, quarter].reshape(-1)
+    ways: dict[str, Any] = {way: draw_of(way, cells, [shape]) for way in WAYS}
+    for way in WAYS[1:]:
+        ways[f"slice_{way}"] = functools.partial(
+            ways[way], strata=by_slice, num_strata=number_by_slice
+        )
     whole = np.zeros(int(np.prod(shape)), np.float32)
     whole[place] = values
     classes = np.ones(whole.shape, np.int32)
     classes[place] = 0
     rows = []
     for number in NUMBERS:
-        exact = sampling.estimator_variances(values, strata, number)
+        exact, other = (
+            sampling.estimator_variances(values, strata[place], number)
+            for strata in (pooled, by_slice)
+        )
         row: dict[str, Any] = dict(
             {"class": name}, pixels=len(place), number=number, **exact._asdict()
         )
-        for way in WAYS:
-            sampler = draw_of(way, cells, [shape])
+        row |= {f"slice_{way}": getattr(other, way) for way in WAYS[1:]}
+        for way, sampler in ways.items():
 
             def mean(key: jax.Array, sampler: Any = sampler, n: int = number) -> Any:
                 drawn = sampler(jnp.asarray(classes), key, 1, n)
