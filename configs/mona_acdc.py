@@ -73,6 +73,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         query_threshold=0.3,
         key_threshold=0.97,
         key_rule="other_class",
+        entropy_of="student",
         entropy_percent=20.0,
         entropy_steps=size["steps"][1],  # to be changed with the steps
         warp_weight=size["warp_weight"],

@@ -96,6 +96,7 @@ MONA = dict(
     query_threshold=0.3,
     key_threshold=0.97,
     key_rule="other_class",
+    entropy_of="student",
     entropy_percent=20.0,
     entropy_steps=8,
     bank_size=40,

@@ -139,6 +139,7 @@ SETTINGS["mona"] = dict(
     query_threshold=0.2,
     key_threshold=0.97,
     key_rule="other_class",
+    entropy_of="student",
     entropy_percent=20.0,
     entropy_steps=10,
     bank_size=100,

@@ -255,6 +255,23 @@ def test_the_code_of_the_authors_has_a_row_of_zeros_in_its_banks():
         assert not np.asarray(banks.rows["key"]).any()
 
 
+def test_sure_pixels_are_those_of_the_network_that_is_asked():
+    """Only the contrast of sure pixels asks; at step 0 the teacher is the student."""
+    plain = dict(model=Plain(), strong={"name": "none"}, mix_mode="none")
+    contrasts = {}
+    for whose in ("student", "teacher"):
+        method = make("mona", entropy_of=whose, **plain)
+        tx, data = optax.sgd(1.0), batch(method)
+        state = init_state(method, tx, jax.random.key(1), data)
+        step = jax.jit(make_train_step(method, tx, None))
+        contrasts[whose] = []
+        for _ in range(3):
+            state, said = step(state, data, jax.random.key(2))
+            contrasts[whose].append(float(said["tail_contrast"]))
+    assert contrasts["student"][0] == contrasts["teacher"][0]
+    assert contrasts["student"][1:] != contrasts["teacher"][1:]
+
+
 def test_the_pool_holds_unlabelled_slices_in_their_order():
     _, states, _ = stepped("mona", count=3)
     pools = [state.method_state["neighbours"]["pool"] for state in states]
@@ -471,6 +488,7 @@ def test_averages_over_a_coarse_grid():
         ({"entropy_steps": 0}, "entropy_steps is 0; expected 1 or more"),
         ({"entropy_percent": 51.0}, r"entropy_percent is 51.0; expected 0\.\.50"),
         ({"key_rule": "any"}, "key_rule is 'any'; expected one of: other_class, code"),
+        ({"entropy_of": "both"}, "entropy_of is 'both'; expected one of: student"),
         ({"neighbours": 6}, "pool_size is 5; expected method.neighbours, 6, or more"),
         ({"query_threshold": 2.0}, r"query_threshold is 2.0; expected 0\.\.1"),
         ({"sampler": "even"}, "sampler is 'even'; expected one of: naive, stratified"),

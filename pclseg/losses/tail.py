@@ -81,7 +81,7 @@ def first_rank(num_classes: int) -> int:
 def candidates(
     label: Array,
     is_labelled: Array,
-    student_entropy: Array,
+    entropies: Array,
     taught_probs: Array,
     *,
     percent: Array,
@@ -106,7 +106,7 @@ def candidates(
     Args:
         label: [N] integer in 0..K; K is none.
         is_labelled: [N] bool, whether it is no pseudo-label.
-        student_entropy: [N] float.
+        entropies: [N] float, of the network that is asked.
         taught_probs: [N, K] float, the teacher's.
         percent: scalar, in 0..50.
         query_threshold: 0.3 in the authors' code.
@@ -118,11 +118,11 @@ def candidates(
     counts = label < num_classes
     rest = counts & ~is_labelled
     low_limit, high_limit = masked_percentile(
-        student_entropy, rest, jnp.stack([percent, 100 - percent])
+        entropies, rest, jnp.stack([percent, 100 - percent])
     )
     known = counts & is_labelled
-    low = known | (rest & (student_entropy <= low_limit))
-    high = known | (rest & (student_entropy >= high_limit))
+    low = known | (rest & (entropies <= low_limit))
+    high = known | (rest & (entropies >= high_limit))
     own = label[:, None] == kinds
     ranks = class_ranks(taught_probs)
     if rule == "code":

@@ -35,6 +35,7 @@ def tail_term(
     query_threshold: float,
     key_threshold: float,
     key_rule: str,
+    entropy_of: str,
     entropy_percent: float,
     entropy_steps: int,
     bank_size: int,
@@ -42,7 +43,7 @@ def tail_term(
 ) -> Term:
     """contrast_weight * L_contrast, `tail_contrast` of the pixels of both streams.
 
-    Pixels of which the student is sure stand against the teacher's mean of their class,
+    Pixels of which a network is sure stand against the teacher's mean of their class,
     and a bank, a class each, of what the teacher said of pixels that are not of it,
     `candidates`; it takes those of a step before the loss.
 
@@ -59,6 +60,8 @@ def tail_term(
         key_threshold: the teacher gives a class less than this of which a pixel is in
             the bank.
         key_rule: "other_class" or "code", see `candidates`.
+        entropy_of: "student", as in the authors' code, or "teacher": whose entropy says
+            of which pixels it is sure.
         entropy_percent: share of unlabelled pixels, in percent, that count as sure, and
             as unsure, at first; it falls to 0 in a straight line.
         entropy_steps: when it is 0: the steps of the stage.
@@ -88,6 +91,8 @@ def tail_term(
     require("entropy_percent", entropy_percent, "0..50", holds)
     known = key_rule in tail.RULES
     require("key_rule", repr(key_rule), f"one of: {', '.join(tail.RULES)}", known)
+    known = entropy_of in ("student", "teacher")
+    require("entropy_of", repr(entropy_of), "one of: student, teacher", known)
     check_sampler(sampler, sampler_cells, num_queries)
 
     def init(features: Array) -> Tree:
@@ -118,7 +123,7 @@ def tail_term(
         chosen = tail.candidates(
             pixels.label,
             jnp.arange(len(pixels.label)) < len(known.label),
-            tail.entropy(pixels.probs),
+            tail.entropy(taught_probs if entropy_of == "teacher" else pixels.probs),
             taught_probs,
             percent=percent_at(step, first=entropy_percent, steps=entropy_steps),
             query_threshold=query_threshold,
