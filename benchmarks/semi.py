@@ -3,8 +3,8 @@
 python benchmarks/semi.py [--size cpu|paper] [--out FILE]
 
 Configs are those of ACDC at that size; every stage has the batch of its config. All in
-one process, in turns; medians. `held` is what the compiled step needs besides state and
-batch, as the compiler plans it.
+one process, in turns; medians. `held` is the most memory of a step as the compiler
+plans it: state and batch before and after, which share what is donated, and temporary.
 """
 
 import argparse
@@ -18,16 +18,18 @@ import step
 
 from pclseg.config import load_config
 
-# What is measured: file of a config, stage.
+# What is measured: file of a config, stage, and a sampler where it is not the config's.
 STAGES = (
-    ("ssl4mis_scratch", "finetune"),
-    ("ssl4mis_mean_teacher", "finetune"),
-    ("action", "pretrain"),
-    ("action", "local"),
-    ("action", "finetune"),
-    ("action_pp", "finetune"),
-    ("mona", "finetune"),
-    ("arco_paper", "finetune"),
+    ("ssl4mis_scratch", "finetune", ""),
+    ("ssl4mis_mean_teacher", "finetune", ""),
+    ("action", "pretrain", ""),
+    ("action", "local", ""),
+    ("action", "finetune", ""),
+    ("action_pp", "finetune", ""),
+    ("mona", "finetune", ""),
+    ("arco", "finetune", ""),
+    ("arco", "finetune", "antithetic"),
+    ("arco_paper", "finetune", ""),
 )
 CLASSES = 4
 
@@ -42,17 +44,18 @@ def main(argv: list[str]) -> None:
     measuring.add_out(parser)
     args = parser.parse_args(argv)
     ways, held = {}, {}
-    for arm, stage in STAGES:
-        name = f"{arm}, {stage}"
+    for arm, stage, sampler in STAGES:
+        name = ", ".join(text for text in (arm, stage, sampler) if text)
         if args.only and not any(text in name for text in args.only):
             continue
         measuring.tell(f"compiling {name}")
         config = load_config(f"configs/{arm}_acdc.py:size={args.size}")[stage]
+        if sampler:
+            config.method.sampler = sampler
         ways[name], compiled = step.steps_on(
             jax.devices()[:1], config, example(config), args.steps
         )
-        plan = compiled.memory_analysis()
-        held[name] = plan.temp_size_in_bytes / 2**20 if plan else float("nan")
+        held[name] = peak_mib(compiled.memory_analysis())
     seconds = measuring.in_turns(ways, repeats=args.repeats)
     first = next(iter(seconds.values()))
     rows = [
@@ -80,6 +83,15 @@ def main(argv: list[str]) -> None:
         )
     )
     measuring.save(args.out, {"size": args.size, "rows": rows})
+
+
+def peak_mib(plan: Any) -> float:
+    """All that a compiled step holds; NaN where the compiler says nothing."""
+    if not plan:
+        return float("nan")
+    lives = plan.argument_size_in_bytes + plan.output_size_in_bytes
+    lives += plan.temp_size_in_bytes - plan.alias_size_in_bytes
+    return lives / 2**20
 
 
 def example(config: Any) -> dict[str, np.ndarray]:
