@@ -187,6 +187,20 @@ def test_edges_give_finite_values_and_gradients(temperature):
     assert (alone == 0).all(), "without negatives nothing is learned"
 
 
+def test_bfloat16_embedding_is_computed_in_float32():
+    z = unit_length(jnp.asarray(np.random.default_rng(4).normal(size=(8, 5))))
+    half, of = z.astype(jnp.bfloat16), about(1, 4, 2)
+    negatives = of["partition"][:, None] != of["partition"][None]
+
+    def pairs(z):
+        return pair_nce(z, z, negatives, temperature=0.1)
+
+    assert pairs(half).dtype == jnp.float32
+    np.testing.assert_array_equal(pairs(half), pairs(half.astype(jnp.float32)))
+    gradient = jax.grad(lambda z: pairs(z).sum())(half)
+    assert gradient.dtype == jnp.bfloat16 and np.isfinite(gradient).all()
+
+
 def test_gradient_equals_differences_in_float64():
     with jax.enable_x64(True):
         z = jnp.asarray(np.random.default_rng(3).normal(size=(16, 3)))

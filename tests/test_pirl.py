@@ -87,6 +87,17 @@ def test_zero_vectors_have_a_finite_gradient(count):
     assert all(np.isfinite(grad).all() for grad in grads)
 
 
+def test_bfloat16_embedding_is_computed_in_float32():
+    data = unit(5, DIM), unit(5, DIM, seed=1), unit(5, 7, DIM, seed=2)
+    half = [jnp.asarray(x, jnp.bfloat16) for x in data]
+    value = bank_nce(*half, temperature=0.1)
+    assert value.dtype == jnp.float32
+    exact = bank_nce(*(x.astype(jnp.float32) for x in half), temperature=0.1)
+    np.testing.assert_array_equal(value, exact)
+    grad = jax.grad(lambda u: bank_nce(u, *half[1:], temperature=0.1).sum())(half[0])
+    assert grad.dtype == jnp.bfloat16 and np.isfinite(grad).all()
+
+
 @pytest.mark.parametrize("num_rows", [2, 3, 10])
 def test_own_entry_is_never_a_negative_and_all_others_are(num_rows):
     row = jnp.arange(num_rows, dtype=jnp.int32)

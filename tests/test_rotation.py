@@ -15,6 +15,7 @@ from pclseg.building import outline
 from pclseg.config import load_config
 from pclseg.errors import UserError
 from pclseg.methods.rotation import quarter_turns
+from pclseg.state import TrainState
 from pclseg.train.metrics import read_rows
 from pclseg.train.step import init_state, make_train_step
 
@@ -79,6 +80,31 @@ def test_loss_and_accuracy_equal_naive_loop_over_one_pass_of_all_turns():
         aux.model_state,
         model_state,
     )
+
+
+class Given:
+    """A network that gives logits, whatever it sees."""
+
+    def apply(self, variables, images, **unused):
+        return variables["params"], {}
+
+
+def test_bfloat16_logits_are_computed_in_float32():
+    method = methods.make(
+        "rotation", model=Given(), augment=augment.make("none"), axis_name=None
+    )
+    logits = np.random.default_rng(1).normal(scale=3, size=(12, 4))
+    half = jnp.asarray(logits, jnp.bfloat16)
+    state = TrainState(step=0, params={}, opt_state={}, model_state={}, method_state={})
+
+    def loss(logits):
+        return method.loss(logits, state, images(), jax.random.key(0))[0]
+
+    assert loss(half).dtype == jnp.float32
+    np.testing.assert_array_equal(loss(half), loss(half.astype(jnp.float32)))
+    np.testing.assert_allclose(loss(half), naive(half)[0], rtol=1e-6)
+    grad = jax.grad(loss)(half)
+    assert grad.dtype == jnp.bfloat16 and np.isfinite(grad).all()
 
 
 def test_order_of_the_slices_does_not_change_the_loss():

@@ -93,6 +93,18 @@ def test_soft_cross_entropy_of_huge_logits_is_finite_in_value_and_gradient():
     np.testing.assert_array_equal(grad.ravel(), [0.5, -0.25, -0.25])
 
 
+def test_soft_cross_entropy_of_bfloat16_is_computed_in_float32():
+    logits, label = random_batch(6)
+    half = jnp.asarray(logits, jnp.bfloat16)
+    probs = jnp.asarray(0.75 * one_hot(label, 4) + 0.0625, jnp.bfloat16)
+    value = soft_cross_entropy(half, probs)
+    assert value.dtype == jnp.float32
+    exact = soft_cross_entropy(half.astype(jnp.float32), probs.astype(jnp.float32))
+    np.testing.assert_array_equal(value, exact)
+    grad = jax.grad(lambda x: soft_cross_entropy(x, probs).sum())(half)
+    assert grad.dtype == jnp.bfloat16 and np.isfinite(grad).all()
+
+
 def test_one_hot_of_a_class_that_does_not_exist_is_not_silent():
     found = one_hot(jnp.array([[[0, 2, 3, -1]]]), 3)
     np.testing.assert_array_equal(found[0, 0, :2], [[1, 0, 0], [0, 0, 1]])

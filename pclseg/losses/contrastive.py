@@ -114,8 +114,9 @@ def info_nce_of(
         [...] float32 (float64 for float64).
     """
     keys = jnp.concatenate([positive[..., None, :], negatives], axis=-2)
+    anchors, keys = at_least_float32(anchors), at_least_float32(keys)
     similarity = jnp.einsum("...d,...md->...m", anchors, keys, precision="highest")
-    return -jax.nn.log_softmax(at_least_float32(similarity) / temperature)[..., 0]
+    return -jax.nn.log_softmax(similarity / temperature)[..., 0]
 
 
 def collapse_value(

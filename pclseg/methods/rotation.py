@@ -12,7 +12,7 @@ import optax
 from pclseg import parallel
 from pclseg.augment import Augment, moves_pixels, sample_keys
 from pclseg.errors import UserError
-from pclseg.losses.contrastive import unit_length
+from pclseg.losses.contrastive import at_least_float32, unit_length
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts.passes import train_pass
 from pclseg.state import TrainState, Tree
@@ -71,6 +71,7 @@ def make(*, model: Any, augment: Augment, axis_name: str | None) -> Method:
             model, params, state.model_state, quarter_turns(images), key=key
         )
         turns = jnp.tile(jnp.arange(TURNS), len(images))
+        logits = at_least_float32(logits)
         value = optax.softmax_cross_entropy_with_integer_labels(logits, turns).mean()
         right = jax.lax.stop_gradient(logits).argmax(axis=-1) == turns
         metrics = {"accuracy": right.mean(dtype=jnp.float32)}
