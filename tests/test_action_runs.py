@@ -15,13 +15,13 @@ STEPS = 12
 STAGES = {
     "action": ("pretrain", "local", "finetune"),
     "action_pp": ("pretrain", "finetune"),
-    "mona": ("pretrain", "finetune"),
+    "arco": ("pretrain", "finetune"),  # MONA with other draws
 }
 TRAINS = dict(steps=STEPS, log_every=4, checkpoint_every=5)
 ANCHORS = {
     "action": ("num_anchors",),
     "action_pp": ("num_anchors", "labelled_anchors"),
-    "mona": ("num_queries",),
+    "arco": ("num_queries",),
 }
 SMALL = {
     "local": dict(width=2, out_dim=8),
@@ -41,7 +41,7 @@ def env(folder):
 
 def arguments(folder, arm, name, **more):
     """Of a run of `arm` at the size of tiny.py."""
-    own = {
+    own: dict[str, object] = {
         "finetune__data__unlabelled_batch_size": 4,
         "finetune__method__num_negatives": 16,
         **{
@@ -59,6 +59,9 @@ def arguments(folder, arm, name, **more):
         }
     else:
         own["finetune__method__bank_size"] = 100
+    if arm == "arco":  # pairs; 16 cells are too many for 8 queries
+        own["finetune__method__sampler"] = "antithetic"
+        own["finetune__method__sampler_cells"] = (2, 2)
     for key in ANCHORS[arm]:
         own[f"finetune__method__{key}"] = 8
     for stage in STAGES[arm]:
@@ -115,7 +118,7 @@ def test_what_a_run_keeps_and_says(whole):
     for earlier, stage in zip(STAGES[arm], STAGES[arm][1:], strict=False):
         assert f"{stage}: a new start from {run / earlier}, step {STEPS}" in log
     falls = f"finetune: method.entropy_steps is 1000, but there are {STEPS} steps"
-    assert (falls in log) == (arm == "mona")
+    assert (falls in log) == (arm == "arco")
 
 
 @pytest.mark.slow
