@@ -85,7 +85,9 @@ def main_env(
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # Level 0 as in conftest.py: compilation is most of what a short run costs.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+        " --xla_backend_optimization_level=0",
         **more,
     }
     if cache is not None:
