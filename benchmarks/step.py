@@ -156,12 +156,12 @@ def steps_on(
     state = parallel.replicate(state, devices)
     batch = measuring.split(parallel.shard(host, len(devices)), devices)
     step = parallel.pmap_step(make_train_step(method, tx, parallel.AXIS), devices)
-    compiled = step.lower(state, batch, key).compile()
+    compiled = step.lower(state, batch, key).compile()  # a call would compile again
 
     def run() -> None:
         nonlocal state
         for _ in range(steps):
-            state, metrics = step(state, batch, key)
+            state, metrics = compiled(state, batch, key)
         jax.block_until_ready(metrics["loss"])
 
     return run, compiled

@@ -41,6 +41,7 @@ FINETUNE = {
 # What the first stage of an arm trains, where it is not the arm's own method.
 FIRST = {
     "pcl_tcsm": "pcl",
+    "ssl4mis_pcl": "pcl",
     "gcl_local": "gcl_proper",
     "action": "action_global",
     "action_pp": "action_local",
