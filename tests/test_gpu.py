@@ -10,6 +10,7 @@ from test_contrastive import naive_info_nce
 from test_methods import batch, make
 
 from pclseg import augment
+from pclseg.parts.sampler import SAMPLERS, draw_of
 from pclseg.parts.similarities import contrast_all
 from pclseg.train.step import init_state, make_train_step
 
@@ -68,6 +69,19 @@ def test_augmentation_is_that_of_the_cpu(gpu, cpu):
     # A coordinate at the edge may round to the other side of it.
     differ = np.abs(views[0] - views[1]) > 1e-3
     assert differ.mean() < 1e-3
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_drawn_pixels_are_those_of_the_cpu(gpu, cpu, name):
+    """The specification of ARCO, acceptance test 8."""
+    classes = np.random.default_rng(0).integers(0, 4, (2, 24, 24))
+    sampler = draw_of(name, (4, 4), [classes.shape])
+    drawn = []
+    for device in (gpu, cpu):
+        with jax.default_device(device):
+            of_key = jax.jit(lambda key: sampler(classes.reshape(-1), key, 3, 64))
+            drawn.append(jax.device_get(of_key(jax.random.key(1)).pixels))
+    np.testing.assert_array_equal(*drawn)
 
 
 @pytest.mark.parametrize("name", ["pcl", "supervised"])

@@ -684,3 +684,51 @@ def test_contrast_and_its_gradient_vary_less(how):  # ARCO, test 9
     assert gradient < 0.5 * plain_gradient
     error = np.sqrt((values.var() + plain.var()) / 200)
     assert abs(float(values.mean() - plain.mean())) < 4 * error
+
+
+# Half precision.
+
+
+def of_neighbours(student):
+    given = TEACHERS.astype(np.float32), POOL.astype(np.float32), jnp.ones(4, bool)
+    return neighbour_distance(student, *given, neighbours=2).mean()
+
+
+def of_queries(r):
+    pixels, bank, _ = drawn_contrast(np.random.default_rng(0), 60)
+    _, taught, queries, label = pixels
+    taught, entries = (x.astype(jnp.float32) for x in (taught, bank[0]))
+    return tail.tail_contrast(
+        r,
+        taught,
+        queries,
+        label,
+        entries,
+        bank[1],
+        jax.random.key(1),
+        num_queries=8,
+        num_negatives=4,
+        temperature=0.5,
+        chunk=8,
+    )
+
+
+def of_pixels(logits):
+    reference = np.random.default_rng(1).normal(size=logits.shape)
+    mask = np.ones(logits.shape[:-1], np.float32)
+    return masked_kl(reference.astype(np.float32), logits, mask).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [(of_neighbours, (2, 3)), (of_queries, (60, 5)), (of_pixels, (2, 4, 4, 3))],
+)
+def test_bfloat16_is_computed_in_float32(loss, shape):
+    half = jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.bfloat16)
+    value, gradient = jax.value_and_grad(loss)(half)
+    expected, of_float32 = jax.value_and_grad(loss)(half.astype(jnp.float32))
+    assert value.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        gradient.astype(np.float32), of_float32, rtol=2**-7, atol=1e-6
+    )

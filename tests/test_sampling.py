@@ -213,6 +213,15 @@ def test_every_cell_of_a_full_slice_gets_its_share(name):
         np.testing.assert_array_equal(np.bincount(of_one), 4)
 
 
+@pytest.mark.parametrize(("number", "expected"), [(40, 1.6), (64, 0)])
+def test_shares_that_are_not_whole_may_vary_more(number, expected):
+    """What differs from column to column of the grid: in step with what is over."""
+    values = np.where(COLUMN // 4 % 2, 1.0, -1.0).reshape(-1)
+    drawn = draw("stratified", np.zeros((1, 16, 16), int), number, 4000)
+    found = values[drawn].mean(axis=(1, 2)).var() * number
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=1e-12)
+
+
 @pytest.mark.parametrize("values", [ROW, COLUMN, smooth_map(ROW, COLUMN)])
 @pytest.mark.parametrize("name", ["stratified", "antithetic"])
 @pytest.mark.parametrize("whole", [True, False])
