@@ -179,12 +179,14 @@ def _stage(folder: Path, stage: ml_collections.ConfigDict) -> str:
     if stage.data.unlabelled_batch_size:
         what += f" and {stage.data.unlabelled_batch_size} without label"
     try:
-        steps = read_json(folder / "done.json")["steps"]
+        done = read_json(folder / "done.json")
         seen = read_json(folder / "patients.json")
         kinds = f"images of {len(seen['images'])} patients"
         if seen["labels"]:
             kinds += f" and labels of {len(seen['labels'])} of them"
-        seen_so_far = f"{steps} steps; seen by its end: {kinds}"
+        seen_so_far = f"{done['steps']} steps; seen by its end: {kinds}"
+        if done.get("warning"):
+            seen_so_far += f"; its last warning: {done['warning']}"
     except UserError:
         seen_so_far = "its folder is gone"
     rate = f"{stage.optimizer.name} at {stage.optimizer.peak_lr:g}"

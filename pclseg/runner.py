@@ -309,7 +309,18 @@ def train_stage(run: Run, stage: Stage) -> None:
         writer.close()
     finally:
         checkpoints.close()
-    write_json(folder / "done.json", {"steps": stage.num_steps})
+    warning = _last_warning(stage, writer)
+    write_json(folder / "done.json", {"steps": stage.num_steps, "warning": warning})
+
+
+def _last_warning(stage: Stage, writer: MetricWriter) -> str | None:
+    """What the log warned of after the last step, for whoever reads the scores."""
+    every = stage.config.train.log_every
+    rows = writer.rows("metrics", after=(stage.num_steps - 1) // every * every)
+    if not rows:
+        return None
+    means = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
+    return stage.method.diagnose(means)
 
 
 def _feed(run: Run, stage: Stage, first_step: int) -> Feed:

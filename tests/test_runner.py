@@ -10,6 +10,7 @@ from pclseg import processes, runner
 from pclseg.data.splits import Split
 from pclseg.errors import UserError
 from pclseg.files import read_json, write_json
+from pclseg.train.metrics import MetricWriter
 from pclseg.train.stop import StopFlag
 
 SPLITS = {"folds": [{"train": ["a", "b"], "validation": ["c"]}], "unlabelled": []}
@@ -99,6 +100,26 @@ def test_other_files_of_the_same_patients_are_told_and_kept(
     found = runner._earlier_fingerprints(path, SimpleNamespace(fingerprint="2"))
     assert found == earlier
     assert ("changed since this run began" in caplog.text) == bool(earlier)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "expected"),
+    [
+        (7, "gap 6.5"),  # the log has lines of steps 1 to 5 and of 6 and 7
+        (10, "gap 8.0"),
+        (40, None),  # metrics.csv was deleted in between
+    ],
+)
+def test_what_the_last_line_of_the_log_warned_of_is_kept(tmp_path, num_steps, expected):
+    writer = MetricWriter(tmp_path, first_step=0)
+    writer.append("metrics", {step: {"gap": step} for step in range(1, 11)})
+    writer = MetricWriter(tmp_path, first_step=num_steps)
+    stage = SimpleNamespace(
+        num_steps=num_steps,
+        config=SimpleNamespace(train=SimpleNamespace(log_every=5)),
+        method=SimpleNamespace(diagnose=lambda means: f"gap {means['gap']}"),
+    )
+    assert runner._last_warning(stage, writer) == expected
 
 
 def one_process(names, train, rows=(0, 1, 2)):

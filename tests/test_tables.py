@@ -380,6 +380,32 @@ def test_the_grid_that_was_scored_on_is_read_and_told(
     assert f"Scored on {grid}." in _compare([run]).legend
 
 
+def test_a_stage_that_ended_on_a_warning_is_told(tmp_path):
+    """The log of a run is long, and its scores are read without it."""
+    folders = [write_run(tmp_path / f"{i}", run) for i, run in enumerate(PCL)]
+    config = json.loads((folders[0] / "config.json").read_text())
+    config["stages"] = ["pretrain", "finetune"]
+    config["pretrain"] = {"init_from": "", "data": {"subset": "train"}}
+    for folder in folders:
+        fold = json.loads((folder / "config.json").read_text())["data"]["split"]["fold"]
+        config["data"]["split"]["fold"] = fold
+        (folder / "config.json").write_text(json.dumps(config))
+        for stage, warning in (("pretrain", "it collapsed."), ("finetune", None)):
+            (folder / stage).mkdir()
+            done = {"steps": 7, "warning": warning}
+            (folder / stage / "done.json").write_text(json.dumps(done))
+    (folders[1] / "pretrain" / "done.json").write_text('{"steps": 7}')  # as before
+    first, second = map(runs.read_run, folders)
+    assert first["warnings"] == {"pretrain": "it collapsed."}
+    assert second["warnings"] == {}
+    legend = _compare([first, second]).legend
+    said = [line for line in legend if "collapsed" in line]
+    assert said == [
+        "Mind: pcl with 2 labelled ended pretrain on a warning (fold 0 seed 0): it"
+        " collapsed."
+    ]
+
+
 def test_only_a_run_with_pretraining_can_be_transductive(tmp_path):
     pcl = write_run(tmp_path / "pcl", PCL[0], transductive=True)
     scratch = write_run(tmp_path / "s", SCRATCH[0], transductive=True, init_from="")

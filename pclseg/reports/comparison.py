@@ -302,6 +302,7 @@ def _warnings(
     groups: Groups, baseline: str, metrics: Numbers, efficiency: Numbers
 ) -> list[str]:
     return [
+        *_ended_on_a_warning(groups),
         *_other_folds(groups),
         *_without_baseline(groups, baseline),
         *_small_numbers(groups, metrics),
@@ -362,6 +363,21 @@ def _other_seeds(groups: Groups, baseline: str) -> Iterator[str]:
 def _seeds(runs: Sequence[Run]) -> dict[int, list[int]]:
     """{fold: its seeds, ascending}."""
     return {f: sorted(s) for f, s in by_fold(runs, lambda run: run["seed"]).items()}
+
+
+def _ended_on_a_warning(groups: Groups) -> Iterator[str]:
+    """A sentence for every group and stage of it, with the words of its first run."""
+    for (arm, labelled), runs in groups.items():
+        found: dict[str, list[Run]] = {}
+        for run in runs:
+            for stage in run.get("warnings", {}):
+                found.setdefault(stage, []).append(run)
+        for stage, warned in found.items():
+            which = "; ".join(f"fold {r['fold']} seed {r['seed']}" for r in warned)
+            yield (
+                f"{arm} with {shown(labelled)} labelled ended {stage} on a warning"
+                f" ({which}): {warned[0].get('warnings', {})[stage]}"
+            )
 
 
 def _other_folds(groups: Groups) -> Iterator[str]:

@@ -6,8 +6,9 @@ from typing import Any, NotRequired, TypedDict
 
 from pclseg.errors import UserError
 from pclseg.evaluation.cases import Row, read_cases
+from pclseg.files import read_json
 from pclseg.reports.recorded import are_texts, read_checked
-from pclseg.reports.stages import read_run_config, uses_labels
+from pclseg.reports.stages import read_run_config, stages_of, uses_labels
 
 POOLED = ("dice_pooled_best", "dice_pooled_last")  # keys of summary.json
 TRANSDUCTIVE = " [transductive]"
@@ -27,6 +28,7 @@ class Run(TypedDict):
     grid: NotRequired[str]  # that its cases are scored on, in words
     transductive: NotRequired[bool]
     pooled: NotRequired[dict[str, float]]  # the authors' metric, keys of POOLED
+    warnings: NotRequired[Mapping[str, str]]  # {stage: what it warned of at its end}
 
 
 def read_run(workdir: str | Path) -> Run:
@@ -55,6 +57,7 @@ def read_run(workdir: str | Path) -> Run:
             " in a new --workdir."
         ) from error
     _check_apart(workdir, run)
+    run["warnings"] = _last_warnings(workdir)
     if run["arm"].endswith(TRANSDUCTIVE):
         raise UserError(
             f"{workdir / 'config.json'} has the arm {run['arm']!r}; expected a name"
@@ -62,6 +65,15 @@ def read_run(workdir: str | Path) -> Run:
             " Rename it in that file."
         )
     return run
+
+
+def _last_warnings(workdir: Path) -> dict[str, str]:
+    found = {}
+    for name, stage in stages_of(workdir).items():
+        path = stage.file("done.json")
+        if path and (warning := read_json(path).get("warning")):
+            found[name] = warning
+    return found
 
 
 def _check_scored(workdir: Path, config: Mapping[str, Any]) -> None:
