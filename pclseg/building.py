@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from pclseg import augment, cohort, methods, models, parallel
+from pclseg import augment, cohort, methods, models, parallel, recorded
 from pclseg.batch import KEYS, UNLABELLED
 from pclseg.config import settings
 from pclseg.data import check_pipeline, slices, splits
@@ -410,10 +410,11 @@ def is_finished(folder: Path) -> bool:
 
     A damaged checkpoint that the user deleted leaves an older one, which is none.
     """
-    if not (folder / "done.json").is_file():
+    path = folder / "done.json"
+    if not path.is_file():
         return False
-    last = folder / "checkpoints" / str(read_json(folder / "done.json")["steps"])
-    return last.is_dir()
+    done = recorded.read_checked(path, {"steps": recorded.is_whole})
+    return (folder / "checkpoints" / str(done["steps"])).is_dir()
 
 
 def is_run_finished(workdir: Path) -> bool:
@@ -421,9 +422,10 @@ def is_run_finished(workdir: Path) -> bool:
     if (workdir / "summary.json").is_file():
         return True
     path = workdir / PRETRAINED
-    return path.is_file() and all(
-        is_finished(workdir / stage) for stage in read_json(path)["stages"]
-    )
+    if not path.is_file():
+        return False
+    pretrained = recorded.read_checked(path, {"stages": recorded.are_texts})
+    return all(is_finished(workdir / stage) for stage in pretrained["stages"])
 
 
 def check_finished(folder: Path) -> None:

@@ -24,6 +24,7 @@ from pclseg.config_rules import Rule, check_config, check_section, whole
 from pclseg.errors import UserError
 from pclseg.files import read_json
 from pclseg.methods.base import Method
+from pclseg.recorded import are_texts, is_number, read_checked
 
 ALL = "all"  # in names, where every training patient is labelled
 # What a grid varies.
@@ -352,7 +353,10 @@ def check_cell(cell: Cell, *more: str) -> None:
         UserError: a key, method or model that is unknown, a value that does not fit.
     """
     nowhere = [f"{stage}.init_from=" for stage in cell.starts_from]
+    key, trials = cell.tuned_by or ("", ())
     try:
+        for _, value in trials:
+            _config_of(cell, f"{key}={value}")
         config = _config_of(cell, *more, *nowhere)
         check_config(config, 1)
         for stage in config.stages:
@@ -384,7 +388,8 @@ def _chosen(cell: Cell, out: Path) -> tuple[str, ...]:
 
 
 def _dice(workdir: Path) -> float:
-    mean = read_json(workdir / "summary.json")["overall"]["dice"]["mean"]
+    kinds = {"overall.dice.mean": lambda mean: mean is None or is_number(mean)}
+    mean = read_checked(workdir / "summary.json", kinds)["overall"]["dice"]["mean"]
     return -1.0 if mean is None else mean
 
 
@@ -450,18 +455,22 @@ def read_manifest(path: Path) -> tuple[Cell, ...]:
 
 
 def _cell_of(item: dict[str, Any]) -> Cell:
-    tuned = item["tuned_by"]
+    key, trials = item["tuned_by"] or ("", [])
     cell = Cell(
         **{
             **item,
             "settings": tuple(item["settings"]),
             "starts_from": dict(item["starts_from"]),
-            "tuned_by": (tuned[0], tuple(map(tuple, tuned[1]))) if tuned else None,
+            "tuned_by": (key, tuple(map(tuple, trials))) if trials else None,
         }
     )
-    texts = (cell.config, *cell.settings, *cell.starts_from.values(), *cell.needs)
-    if not all(isinstance(text, str) for text in texts) or type(cell.wave) is not int:
-        raise ValueError(f"{cell.name} has a value of another type")
+    texts = [cell.config, *cell.starts_from.values(), *cell.needs, key]
+    if not (are_texts([*texts, *cell.settings]) and are_texts(item["settings"])):
+        raise ValueError(f"{cell.name} has a value that is no text")
+    if type(cell.wave) is not int:
+        raise ValueError(f"{cell.name} has no number as its wave")
+    if item["tuned_by"] and not trials:
+        raise ValueError(f"{cell.name} is tuned by no trial")
     if not _NAME.fullmatch(cell.name):
         raise ValueError(f"{cell.name!r} is no name of a cell")
     return cell

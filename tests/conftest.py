@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hide_tensorflow import hide_tensorflow
+from quick_compilation import XLA_FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,10 +30,7 @@ def _start_jax(flags: str) -> None:
         os.environ["XLA_FLAGS"] = before
 
 
-# Compilation is most of what tests of whole steps cost: level 0 halves it.
-_start_jax(
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+_start_jax(f"--xla_force_host_platform_device_count=8 {XLA_FLAGS}")
 
 
 def pytest_addoption(parser):

@@ -169,6 +169,9 @@ def test_weights_of_another_run_are_checked_before_training(place, outline, tmp_
         UserError, match=r"fits is not finished, or its last checkpoint"
     ):
         start_from("fits")
+    (tmp_path / "fits" / "done.json").write_text("[]")
+    with pytest.raises(UserError, match=r"done\.json lacks 'steps'"):
+        start_from("fits")
     (tmp_path / "fits" / "done.json").unlink()
     with pytest.raises(UserError, match=r"fits is not finished.*run that stage first"):
         start_from("fits")

@@ -1,5 +1,6 @@
 """The file of diagnostics: what it holds, and that it is read back."""
 
+import functools
 import json
 import math
 
@@ -70,5 +71,28 @@ def test_null_is_read_as_nan(tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "diagnostics.json"
     write_json(path, {"similarity": {}})
+    with pytest.raises(UserError, match=r"diagnostics\.json is not as .* delete it"):
+        artifacts.read_diagnostics(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("measures.after", {}),
+        ("measures.before.std", "much"),
+        ("similarity.after.mean", None),
+        ("similarity.before.pairs", [1, 2]),
+        ("map.position", 3),
+        ("map.patient", ["a"]),
+        ("map.after", [[0.0, 0.0, 0.0]]),
+        ("map.share.before", [1.0]),
+    ],
+)
+def test_a_value_that_cannot_be_drawn_is_told(tmp_path, key, value):
+    path = tmp_path / "diagnostics.json"
+    found = diagnostics.summary(embedded())
+    *sections, last = key.split(".")
+    functools.reduce(dict.__getitem__, sections, found)[last] = value
+    write_json(path, found)
     with pytest.raises(UserError, match=r"diagnostics\.json is not as .* delete it"):
         artifacts.read_diagnostics(path)

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from quick_compilation import XLA_FLAGS
 from test_conversion import volume, write_series
 from tiny_nifti import ROOT, acdc_tree, clean_process
 
@@ -109,7 +110,7 @@ def bash(tmp_path_factory):
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT / "tests" / "small_configs"),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": XLA_FLAGS,
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

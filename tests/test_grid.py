@@ -1,5 +1,6 @@
 """A study: its cells, what they share, how they are run, stopped and taken up."""
 
+import dataclasses
 import fcntl
 import json
 import math
@@ -335,8 +336,11 @@ def test_mistakes_in_a_grid_are_told(changes, message):
         ("nameless", "is no name"),
         ("orphan", "no earlier cell"),
         ("order", "behind a later wave"),
-        ("wave", "of another type"),
+        ("wave", "no number as its wave"),
         ("sources", "no manifest"),
+        ("settings", "a value that is no text"),
+        ("key", "a value that is no text"),
+        ("trials", "tuned by no trial"),
     ],
 )
 def test_manifests_that_are_none_are_refused(tmp_path, content, message):
@@ -350,6 +354,9 @@ def test_manifests_that_are_none_are_refused(tmp_path, content, message):
         "order": [cells[0] | {"wave": 1}, cells[1]],
         "wave": [cells[0] | {"wave": "x"}],
         "sources": [cells[0] | {"starts_from": None}],
+        "settings": [cells[0] | {"settings": "seed=1"}],
+        "key": [cells[0], cells[-1] | {"tuned_by": [1, [[cells[0]["name"], 0.1]]]}],
+        "trials": [cells[0] | {"tuned_by": ["finetune.optimizer.peak_lr", []]}],
     }
     if content in changed:
         content = json.dumps({"cells": changed[content]})
@@ -556,6 +563,22 @@ def test_equal_scores_choose_the_first_candidate_by_plan_and_manifest(study):
         if cell.tuned_by:
             arguments = grid.arguments(cell, study.out, ())
             assert "--config.finetune.optimizer.peak_lr=0.03" in arguments
+
+
+def test_what_tuning_sets_is_checked_before_anything_runs():
+    cell, *_ = grid.plan(grid_of())
+    other = dataclasses.replace(cell, tuned_by=("finetune.rate", (("tune/a", 0.1),)))
+    with pytest.raises(UserError, match=r"cell .*: --config\.finetune\.rate"):
+        grid.check_cell(other)
+
+
+def test_a_summary_that_cannot_choose_is_named(study, capsys):
+    changes = dict(**SCRATCH, **{"tune.candidates": (0.03, 0.01)})
+    assert study(**changes) == 0
+    tuned = next(study.out.glob("tune/*/summary.json"))
+    tuned.write_text('{"overall": {}}')
+    assert study(**changes) == 1
+    assert "summary.json lacks 'overall.dice.mean'" in capsys.readouterr().err
 
 
 def test_real_runs_go_on_after_a_kill(tmp_path):

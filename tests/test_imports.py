@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module that is not named, such as `main`, lies on top.
 LAYERS = (
     {"errors", "batch", "state", "files", "regions", "windows"},
-    {"named", "parallel", "processes"},
+    {"named", "parallel", "processes", "recorded"},
     {"losses", "augment", "models", "methods.base", "data"},
     {"parts", "evaluation"},
     {"methods", "reports"},

@@ -137,6 +137,14 @@ def test_the_card_names_all_files_that_the_run_worked_with(run, tmp_path):
     assert "prepared as c, earlier b, earlier a; fold" in card
 
 
+def test_the_card_repeats_what_a_stage_warned_of_at_its_end(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    done = {"steps": 2, "warning": "all slices are embedded alike."}
+    (copy / "pretrain" / "done.json").write_text(json.dumps(done))
+    card = write_card([copy], [network.of_run(copy)], "m", licence="")
+    assert "; its last warning: all slices are embedded alike." in card
+
+
 def test_several_runs_go_into_one_folder(run, tmp_path, command):
     out = tmp_path / "model"
     other = shutil.copytree(run, tmp_path / "other")

@@ -18,7 +18,6 @@ from tiny import ROOT, main_command, main_env, run_main, tiny_args
 from pclseg import processes
 
 pytestmark = pytest.mark.slow
-FLAGS = "--xla_backend_optimization_level=0"  # compiles in half the time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +41,7 @@ class Place:
         return [*tiny_args(*folders, **{**changes, **more}), *extra]
 
     def env(self, devices):
-        flags = f"--xla_force_host_platform_device_count={devices} {FLAGS}"
-        return main_env(cache=self.root / "cache", XLA_FLAGS=flags)
+        return main_env(cache=self.root / "cache", devices=devices)
 
     def start(self, args, *, others=None, devices=2, **more):
         """Two processes; `others` are the arguments of the second if they differ."""

@@ -401,9 +401,13 @@ def test_a_stage_that_ended_on_a_warning_is_told(tmp_path):
     legend = _compare([first, second]).legend
     said = [line for line in legend if "collapsed" in line]
     assert said == [
-        "Mind: pcl with 2 labelled ended pretrain on a warning (fold 0 seed 0): it"
-        " collapsed."
+        "Mind: pcl ended pretrain on a warning in 1 of 2 runs, first with 2 labelled,"
+        " fold 0, seed 0: it collapsed."
     ]
+    for damaged in ("[]", "3", '{"steps": 7, "warning": ["a"]}', '{"warning": null}'):
+        (folders[0] / "finetune" / "done.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"done\.json (has|lacks|is|holds)"):
+            runs.read_run(folders[0])
 
 
 def test_only_a_run_with_pretraining_can_be_transductive(tmp_path):

@@ -32,13 +32,9 @@ def test_prepare_pretrain_finetune_and_evaluate(tmp_path):
         finetune__train__steps=4,
         finetune__augment={"name": "none"},
     )
-    flags = "--xla_backend_optimization_level=0"  # so is better code
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT, *args],
-        env=main_env(
-            PYTHONPATH=f"{ROOT}:{Path(__file__).parent}",
-            XLA_FLAGS=f"--xla_force_host_platform_device_count=1 {flags}",
-        ),
+        env=main_env(PYTHONPATH=f"{ROOT}:{Path(__file__).parent}"),
         capture_output=True,
         text=True,
         timeout=300,

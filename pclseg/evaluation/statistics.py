@@ -120,7 +120,7 @@ def few_patients(patients: int, *, comparisons: int) -> str | None:
     patients may come first. Of nobody there is no test.
 
     Args:
-        patients: n.
+        patients: n, of those whose values differ.
         comparisons: those, of all that are adjusted together, with 1 to n patients.
     """
     least = min(1.0, comparisons * 2 / 2**patients)
@@ -128,9 +128,9 @@ def few_patients(patients: int, *, comparisons: int) -> str | None:
         return None
     among = f" or fewer in {comparisons} comparisons" if comparisons > 1 else ""
     return (
-        f"With {patients} patient{'s' * (patients != 1)}{among} the smallest p that"
-        f" Wilcoxon's test can give is {least:.3g}: no difference, however large,"
-        " reaches 0.05."
+        f"With {patients} differing patient{'s' * (patients != 1)}{among} the smallest"
+        f" p that Wilcoxon's test can give is {least:.3g}: no difference, however"
+        " large, reaches 0.05."
     )
 
 

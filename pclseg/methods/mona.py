@@ -10,7 +10,7 @@ from typing import Any
 
 from pclseg.augment import Augment
 from pclseg.methods.base import Method
-from pclseg.parts.collapse import warn_of_equal_pixels
+from pclseg.parts.collapse import warn_of_equal
 from pclseg.parts.equivariance import equivariance_term
 from pclseg.parts.neighbours import neighbour_term
 from pclseg.parts.pseudo_labels import pseudo_labelled
@@ -120,7 +120,7 @@ def make(
             advice = "a higher method.contrast_weight"
             if neighbour_weight:
                 advice = f"a lower method.neighbour_weight or {advice}"
-            alike = warn_of_equal_pixels(metrics, advice)
+            alike = warn_of_equal("pixels", metrics, advice)
         return " And: ".join(said for said in (lost, alike) if said) or None
 
     return dataclasses.replace(method, diagnose=diagnose)

@@ -16,11 +16,14 @@ from pclseg.losses.contrastive import unit_length
 from pclseg.losses.memory_bank import bank_nce, other_rows, updated_bank
 from pclseg.methods.base import Array, Aux, Batch, Method
 from pclseg.parts import jigsaw
-from pclseg.parts.collapse import spread, warn_of_collapse
+from pclseg.parts.collapse import spread, warn_of_equal
 from pclseg.parts.passes import train_pass
 from pclseg.state import TrainState, Tree
 
 _MULTIPLE = 16  # the networks halve a patch four times
+_ADVICE = (
+    "a lower optimizer.peak_lr, optimizer.warmup_steps or more passes over the slices"
+)
 
 
 def make(
@@ -153,7 +156,7 @@ def make(
         init=init,
         loss=loss,
         embed=embed,
-        diagnose=warn_of_collapse,
+        diagnose=lambda metrics: warn_of_equal("slices", metrics, _ADVICE),
     )
 
 

@@ -38,12 +38,16 @@ def warn_of_collapse(metrics: Mapping[str, float]) -> str | None:
     )
 
 
-def warn_of_equal_pixels(metrics: Mapping[str, float], advice: str) -> str | None:
-    """A warning when all pixels are embedded alike, so that their contrast is idle."""
+def warn_of_equal(what: str, metrics: Mapping[str, float], advice: str) -> str | None:
+    """A warning when all of `what` are embedded alike, so that their contrast is idle.
+
+    For methods whose loss does not tell, such as those with a memory bank, which keeps
+    vectors of before the collapse.
+    """
     if metrics["embedding_std"] > _SPREAD:
         return None
     return (
-        f"all pixels are embedded alike (embedding_std {metrics['embedding_std']:.3f},"
-        " 1 where evenly spread), so a contrast of pixels teaches nothing; if it stays"
+        f"all {what} are embedded alike (embedding_std {metrics['embedding_std']:.3f},"
+        f" 1 where evenly spread), so a contrast of {what} teaches nothing; if it stays"
         f" so, try {advice}."
     )

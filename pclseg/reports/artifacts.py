@@ -1,7 +1,9 @@
 """What a finished run left beside its scores: curves, diagnostics, cases to look at."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,14 @@ from pclseg.reports.figures import Overlay
 from pclseg.reports.stages import store_folder
 
 WHEN = ("before", "after")  # the training; JSON keeps no order
+MEASURES = {  # key of the diagnostics: title
+    "std": "SD of a component",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "position_r2": "R² of position",
+    "neighbour_error": "neighbour error",
+    "neighbour_error_chance": "by chance",
+}
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # of embeddings.similarity_curve
 Map = tuple[np.ndarray, np.ndarray]  # of embeddings.principal_components
 
@@ -24,7 +34,7 @@ class Diagnostics:
     """What a stage knew of position; names are "before" and "after".
 
     Attributes:
-        measures: {name: {measure: number or None}}.
+        measures: {name: {key of MEASURES: number or None}}.
         similarity: {name: (distance, mean, pairs)}, each [bins].
         maps: {name: (points [N, 2], share [2])}.
         position: [N] float64 in (0, 1].
@@ -46,29 +56,48 @@ def read_diagnostics(path: Path) -> Diagnostics:
     """
     found = read_json(path)
     try:
-        curves, points = found["similarity"], found["map"]
+        points = found["map"]
+        position, patient = map(np.array, (points["position"], points["patient"]))
         return Diagnostics(
-            measures={when: found["measures"][when] for when in WHEN},
-            similarity={
+            measures={when: _measures(found["measures"][when]) for when in WHEN},
+            similarity={when: _curve(found["similarity"][when]) for when in WHEN},
+            maps={
                 when: (
-                    np.array(curves[when]["distance"]),
-                    np.array(curves[when]["mean"], np.float64),  # None becomes NaN
-                    np.array(curves[when]["pairs"]),
+                    _shaped(points[when], (len(position), 2)),
+                    _shaped(points["share"][when], (2,)),
                 )
                 for when in WHEN
             },
-            maps={
-                when: (np.array(points[when]), np.array(points["share"][when]))
-                for when in WHEN
-            },
-            position=np.array(points["position"]),
-            patient=np.array(points["patient"]),
+            position=_shaped(position, (len(position),)),
+            patient=_shaped(patient, (len(position),), np.str_),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not as this version writes it ({error}); delete it and start"
             " the run's command again."
         ) from error
+
+
+def _measures(found: Mapping[str, Any]) -> dict[str, float | None]:
+    return {key: None if found[key] is None else float(found[key]) for key in MEASURES}
+
+
+def _curve(found: Mapping[str, Any]) -> Curve:
+    bins = (len(found["distance"]),)
+    return (
+        _shaped(found["distance"], bins),
+        _shaped(found["mean"], bins),  # None becomes NaN
+        _shaped(found["pairs"], bins),
+    )
+
+
+def _shaped(values: Any, shape: tuple[int, ...], dtype: Any = np.float64) -> np.ndarray:
+    array = np.array(values, dtype)
+    if array.size == 0:
+        array = array.reshape(0, *shape[1:])  # of a list that is empty
+    if array.shape != shape:
+        raise ValueError(f"it has values of shape {array.shape} for {shape}")
+    return array
 
 
 def cases_to_show(workdir: Path) -> tuple[list[Overlay], tuple[str, ...]]:

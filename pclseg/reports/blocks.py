@@ -18,15 +18,6 @@ from pclseg.reports.sources import Source
 from pclseg.reports.stages import Stage, merged, uses_labels
 from pclseg.reports.tables import Table
 
-MEASURES = {  # key of the diagnostics: title
-    "std": "SD of a component",
-    "alignment": "alignment",
-    "uniformity": "uniformity",
-    "position_r2": "R² of position",
-    "neighbour_error": "neighbour error",
-    "neighbour_error_chance": "by chance",
-}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learned:
@@ -139,14 +130,14 @@ def measures(learned: Sequence[Learned]) -> Table | None:
     """One row for every stage before and after; None where nothing was learned."""
     if not learned:
         return None
-    rows = []
+    rows, keys = [], artifacts.MEASURES
     for each in learned:
         for when, found in each.found.measures.items():
-            cells = ("-" if found[k] is None else f"{found[k]:.3f}" for k in MEASURES)
+            cells = ("-" if found[k] is None else f"{found[k]:.3f}" for k in keys)
             rows.append((each.name, f"{when} {each.stage}", *cells))
     return Table(
         title="Embeddings of held-out slices, with random weights and trained ones",
-        columns=("arm", "weights", *MEASURES.values()),
+        columns=("arm", "weights", *keys.values()),
         rows=tuple(rows),
     )
 

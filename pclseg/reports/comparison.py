@@ -328,8 +328,9 @@ def _small_numbers(groups: Groups, metrics: Numbers) -> list[str]:
 
 
 def _powers(metric: Numbers) -> Iterator[tuple[int, int]]:
-    """(patients of a difference, how many differences have at most as many)."""
-    patients = [d["overall"]["patients"] for d in metric["differences"]]
+    """(patients that differ, how many differences have at most as many)."""
+    tests = [d["overall"] for d in metric["differences"]]
+    patients = [test["better"] + test["worse"] for test in tests]  # equal ones drop out
     for n in patients:
         yield n, sum(0 < other <= n for other in patients)
 
@@ -366,17 +367,21 @@ def _seeds(runs: Sequence[Run]) -> dict[int, list[int]]:
 
 
 def _ended_on_a_warning(groups: Groups) -> Iterator[str]:
-    """A sentence for every group and stage of it, with the words of its first run."""
-    for (arm, labelled), runs in groups.items():
-        found: dict[str, list[Run]] = {}
+    """A sentence for every arm and stage of it, with the words of its first run."""
+    of_arm: dict[str, list[Run]] = {}
+    for (arm, _), runs in groups.items():
+        of_arm.setdefault(arm, []).extend(runs)
+    for arm, runs in of_arm.items():
+        found: dict[str, list[tuple[Run, str]]] = {}
         for run in runs:
-            for stage in run.get("warnings", {}):
-                found.setdefault(stage, []).append(run)
+            for stage, warning in run.get("warnings", {}).items():
+                found.setdefault(stage, []).append((run, warning))
         for stage, warned in found.items():
-            which = "; ".join(f"fold {r['fold']} seed {r['seed']}" for r in warned)
+            first, warning = warned[0]
             yield (
-                f"{arm} with {shown(labelled)} labelled ended {stage} on a warning"
-                f" ({which}): {warned[0].get('warnings', {})[stage]}"
+                f"{arm} ended {stage} on a warning in {len(warned)} of {len(runs)}"
+                f" runs, first with {shown(first['labelled'])} labelled, fold"
+                f" {first['fold']}, seed {first['seed']}: {warning}"
             )
 
 

@@ -6,8 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 from pclseg.errors import UserError
 from pclseg.evaluation.cases import Row, read_cases
-from pclseg.files import read_json
-from pclseg.reports.recorded import are_texts, read_checked
+from pclseg.recorded import are_texts, check, is_text, is_whole, read_checked
 from pclseg.reports.stages import read_run_config, stages_of, uses_labels
 
 POOLED = ("dice_pooled_best", "dice_pooled_last")  # keys of summary.json
@@ -70,9 +69,11 @@ def read_run(workdir: str | Path) -> Run:
 def _last_warnings(workdir: Path) -> dict[str, str]:
     found = {}
     for name, stage in stages_of(workdir).items():
-        path = stage.file("done.json")
-        if path and (warning := read_json(path).get("warning")):
-            found[name] = warning
+        if path := stage.file("done.json"):
+            done = {"warning": None} | read_checked(path, {"steps": is_whole})
+            check(path, done, {"warning": lambda said: said is None or is_text(said)})
+            if done["warning"]:
+                found[name] = done["warning"]
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pclseg.errors import UserError
 from pclseg.files import read_json
-from pclseg.reports.recorded import (
+from pclseg.recorded import (
     are_texts,
     check,
     is_flag,
