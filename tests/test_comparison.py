@@ -309,9 +309,8 @@ def test_what_is_missing_or_small_is_said(compared):
     numbers, _ = compared
     said = "\n".join(numbers["warnings"])
     assert "gcl with 6 labelled has no run of fold 2" in said
-    assert (
-        "With 5 differing patients the smallest p" in said
-    )  # 5 others have 8, so come first
+    # 5 others have 8, so come first
+    assert "With 5 differing patients the smallest p" in said
     assert "from 8 patients are too narrow" in said
     assert "SD over 2 folds" in said and "SD over 3 folds" not in said
     assert "One training a fold of scratch with 2 labelled, gcl with 2" in said

@@ -1,4 +1,4 @@
-"""The first hour in some minutes: PCL against no pre-training, on the embedded phantom.
+"""The first minutes: PCL against no pre-training, on the embedded phantom.
 
 python -m pclseg.cli.demo --out=demo
 """
